@@ -1,0 +1,307 @@
+"""Every option there is, with its default: one frozen dataclass a group.
+
+A config file (`configs/*.py`) starts from `default_config()` and changes what its experiment changes; the command line
+overrides single options (`--config.optimizer.learning_rate=1e-3`); `Config.from_dict` turns the result into checked
+dataclasses, so a misspelt or impossible option stops a run before it starts.
+"""
+
+import dataclasses
+import difflib
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ml_collections import ConfigDict, config_dict
+
+from gpt2_jax.errors import InputError
+from gpt2_jax.model import GPT2Config
+
+
+def check(ok: bool, option: str, value: Any, allowed: str) -> None:
+    """Raises `InputError` naming the option, its value and what is allowed, unless `ok`."""
+    if not ok:
+        raise InputError(f"{option} is {value!r}; it must be {allowed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where documents come from and how they become tokens.
+
+    Attributes:
+      source: "stdlib" (the running Python's own standard library) or "files" (`paths`).
+      paths: files, folders or globs of .txt, .md, .py, .jsonl and .parquet, separated by commas; only with "files".
+      text_key: the field of .jsonl objects and the column of .parquet files that holds the text.
+      decode_errors: what to do with bytes that are not UTF-8: "strict" stops, "replace" puts U+FFFD, "skip" leaves the
+        document out.
+      split: which documents validate: "document" takes whole documents by their hash, "tail" the end of the corpus
+        (a cut in characters), "auto" is "document" from 20 documents on, else "tail".
+      validation_fraction: share of the documents (or characters) that validate, in (0, 1).
+      tokenizer: "bpe" (byte-level, trained on the training split), "characters", or a tokenizer.json, a folder or a
+        hub id such as "openai-community/gpt2".
+      vocab_size: entries of a "bpe" tokenizer, end-of-text and the 256 bytes among them.
+      tokens_per_shard: tokens in one shard file.
+    """
+
+    source: Literal["stdlib", "files"] = "stdlib"
+    paths: str = ""
+    text_key: str = "text"
+    decode_errors: Literal["strict", "replace", "skip"] = "strict"
+    split: Literal["auto", "document", "tail"] = "auto"
+    validation_fraction: float = 0.05
+    tokenizer: str = "bpe"
+    vocab_size: int = 4096
+    tokens_per_shard: int = 100_000_000
+
+    def __post_init__(self):
+        check(self.source != "files" or self.paths.strip() != "", "data.paths", self.paths,
+              "one or more files, folders or globs when data.source is 'files' (--config.data.paths=corpus.txt)")
+        check(self.source == "files" or self.paths == "", "data.paths", self.paths,
+              "empty unless data.source is 'files'; add --config.data.source=files")
+        check(0 < self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "between 0 and 1")
+        check(self.tokenizer != "", "data.tokenizer", self.tokenizer,
+              "'bpe', 'characters', a tokenizer.json, a folder or a hub id")
+        check(self.tokenizer != "bpe" or 257 <= self.vocab_size <= 2**20, "data.vocab_size", self.vocab_size,
+              "from 257 (the bytes and end-of-text) to 1048576")
+        check(self.tokens_per_shard >= 1, "data.tokens_per_shard", self.tokens_per_shard, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter, 2019) with clipping by the global norm, and the learning rate's course.
+
+    Attributes:
+      learning_rate: the peak.
+      schedule: after the warm-up, "cosine" or "linear" to `final_learning_rate` at the last step, "constant", or "wsd"
+        (warm-up, stable, decay): constant until the last `decay_fraction` of the steps, then linear.
+      final_learning_rate: where cosine, linear and wsd end.
+      warmup_steps: steps of linear rise from 0 to the peak.
+      decay_fraction: the share of all steps in which "wsd" decays, in (0, 1].
+      beta1, beta2, eps: Adam's moments.
+      weight_decay: decoupled decay of parameters whose name matches `decay_pattern`.
+      decay_pattern: regular expression searched in parameter names such as "h.attn.c_attn.kernel".
+      clip_norm: the gradients' largest global norm; 0 leaves them alone.
+    """
+
+    learning_rate: float = 6e-4
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    final_learning_rate: float = 6e-5
+    warmup_steps: int = 100
+    decay_fraction: float = 0.2
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_pattern: str = r"(kernel|embedding)$"
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
+        check(0 <= self.final_learning_rate <= self.learning_rate, "optimizer.final_learning_rate",
+              self.final_learning_rate, f"from 0 to the peak ({self.learning_rate})")
+        check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        check(0 < self.decay_fraction <= 1, "optimizer.decay_fraction", self.decay_fraction, "in (0, 1]")
+        check(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
+        check(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "in [0, 1)")
+        check(self.eps > 0, "optimizer.eps", self.eps, "above 0")
+        check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        check(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 (off) or above")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The length and the shape of a run.
+
+    Attributes:
+      steps: optimizer steps in all; a resumed run goes on to the same number.
+      batch_size: sequences in one optimizer step over all devices and all accumulation steps together.
+      sequence_length: tokens predicted per sequence; 0 is the model's whole context (`model.n_positions`).
+      accumulation_steps: parts that a batch is cut into, one after another, to save memory; the result is the same.
+      loss_chunks: parts of a sequence whose logits are made one after another and recomputed for the gradient, so that
+        the float32 logits of a whole batch never exist at once; 1 is off (recomputing costs about 15 % on CPU).
+      seed: of initial parameters, data order and dropout.
+      log_every: steps between lines of metrics.
+      sample_every: steps between samples written to the log; 0: only before and after training.
+      sample_prompt: what those samples start from; empty starts from end-of-text.
+      sample_tokens: tokens in each.
+    """
+
+    steps: int = 1000
+    batch_size: int = 8
+    sequence_length: int = 0
+    accumulation_steps: int = 1
+    loss_chunks: int = 1
+    seed: int = 0
+    log_every: int = 10
+    sample_every: int = 0
+    sample_prompt: str = ""
+    sample_tokens: int = 128
+
+    def __post_init__(self):
+        check(self.steps >= 0, "training.steps", self.steps, "0 or more")
+        check(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
+        check(self.sequence_length >= 0, "training.sequence_length", self.sequence_length,
+              "0 (the model's context) or more")
+        check(self.accumulation_steps >= 1 and self.batch_size % self.accumulation_steps == 0,
+              "training.accumulation_steps", self.accumulation_steps,
+              f"a divisor of training.batch_size ({self.batch_size})")
+        check(self.loss_chunks >= 1, "training.loss_chunks", self.loss_chunks, "at least 1")
+        check(self.seed >= 0, "training.seed", self.seed, "0 or more")
+        check(self.log_every >= 1, "training.log_every", self.log_every, "at least 1")
+        check(self.sample_every >= 0, "training.sample_every", self.sample_every, "0 (off) or more")
+        check(self.sample_tokens >= 0, "training.sample_tokens", self.sample_tokens, "0 (no samples) or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Validation during training, on windows that never change.
+
+    Attributes:
+      every: steps between evaluations; 0 evaluates only before and after training.
+      windows: validation windows of `training.sequence_length` tokens, spread evenly; 0 is the whole split.
+      batch_size: sequences in one evaluation step; 0 is `training.batch_size` over the accumulation steps.
+    """
+
+    every: int = 100
+    windows: int = 0
+    batch_size: int = 0
+
+    def __post_init__(self):
+        check(self.every >= 0, "evaluation.every", self.every, "0 (only before and after training) or more")
+        check(self.windows >= 0, "evaluation.windows", self.windows, "0 (the whole split) or more")
+        check(self.batch_size >= 0, "evaluation.batch_size", self.batch_size, "0 (as in training) or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept on disk.
+
+    Attributes:
+      every: steps between checkpoints, besides the last step and an interruption; 0 saves only then.
+      keep: the newest checkpoints that stay.
+      keep_best: besides those, the checkpoints with the lowest validation loss that stay.
+    """
+
+    every: int = 500
+    keep: int = 1
+    keep_best: int = 1
+
+    def __post_init__(self):
+        check(self.every >= 0, "checkpoint.every", self.every, "0 (only at the end) or more")
+        check(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+        check(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one axis may be -1: all devices that the others leave.
+
+    Attributes:
+      data: copies of the model, each with its part of the batch.
+      fsdp: shards of every parameter and its optimizer moments; the batch is cut along this axis too.
+      model: shards of attention heads, MLP width and vocabulary (tensor parallelism).
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+    def __post_init__(self):
+        for axis, size in dataclasses.asdict(self).items():
+            check(size >= 1 or size == -1, f"mesh.{axis}", size, "at least 1, or -1 for the devices left")
+        check(list(dataclasses.asdict(self).values()).count(-1) <= 1, "mesh", dataclasses.asdict(self),
+              "-1 on one axis at most")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All groups of a run; attributes as in the config file."""
+
+    model: GPT2Config
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        check(self.training.sequence_length <= self.model.n_positions, "training.sequence_length",
+              self.training.sequence_length, f"at most model.n_positions ({self.model.n_positions})")
+        check(self.sequence_length % self.training.loss_chunks == 0, "training.loss_chunks", self.training.loss_chunks,
+              f"a divisor of the sequence length ({self.sequence_length})")
+        check(self.optimizer.warmup_steps <= self.training.steps, "optimizer.warmup_steps",
+              self.optimizer.warmup_steps, f"at most training.steps ({self.training.steps})")
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens predicted per training sequence."""
+        return self.training.sequence_length or self.model.n_positions
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dicts, ready for JSON; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, groups: dict[str, dict[str, Any]], *, vocab_size: int | None = None) -> "Config":
+        """Builds the checked config from nested dicts, as `to_dict` gives or a config file holds.
+
+        Args:
+          groups: `{group: {option: value}}`; groups and options left out take their defaults.
+          vocab_size: the tokenizer's number of entries, for a `model.vocab_size` of 0.
+
+        Raises:
+          InputError: an unknown group or option (with the nearest valid name), a value of another type or out of
+            range.
+        """
+        kinds = _groups()
+        for name in groups:
+            _check_name(name, kinds, "config")
+        built = {}
+        for name, kind in kinds.items():
+            options = dict(groups.get(name, {}))
+            hints = get_type_hints(kind)
+            for option, value in options.items():
+                _check_name(option, hints, f"config.{name}")
+                options[option] = _checked(f"{name}.{option}", value, hints[option])
+            if name == "model" and options.get("vocab_size", 0) == 0 and vocab_size is not None:
+                options["vocab_size"] = vocab_size
+            built[name] = kind(**options)
+        return cls(**built)
+
+
+def default_config() -> ConfigDict:
+    """A fresh ConfigDict of every group with its defaults; `model.vocab_size` is 0: the tokenizer's size."""
+    groups = {}
+    for name, kind in _groups().items():
+        group = {field.name: field.default for field in dataclasses.fields(kind)}
+        if name == "model":
+            group |= {"vocab_size": 0, "n_inner": config_dict.placeholder(int)}
+        groups[name] = group
+    return ConfigDict(groups)
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The end of an error about an unknown `name`: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _groups() -> dict[str, type]:
+    return get_type_hints(Config)
+
+
+def _check_name(name: str, known: dict[str, Any], where: str) -> None:
+    if name not in known:
+        raise InputError(f"{where} has no {name!r}; {suggest(name, list(known))}")
+
+
+def _checked(option: str, value: Any, hint: Any) -> Any:
+    """`value` if it is of the annotated type (an int is also a float), else an `InputError`."""
+    kinds = get_args(hint)
+    if get_origin(hint) is Literal:
+        check(value in kinds, option, value, " or ".join(map(repr, kinds)))
+        return value
+    kinds = kinds or (hint,)
+    if float in kinds and type(value) is int:
+        return float(value)
+    names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
+    check(type(value) in kinds, option, value, f"of type {names}")
+    return value
