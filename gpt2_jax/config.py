@@ -51,15 +51,31 @@ class DataConfig:
     tokens_per_shard: int = 100_000_000
 
     def __post_init__(self):
-        check(self.source != "files" or self.paths.strip() != "", "data.paths", self.paths,
-              "one or more files, folders or globs when data.source is 'files' (--config.data.paths=corpus.txt)")
-        check(self.source == "files" or self.paths == "", "data.paths", self.paths,
-              "empty unless data.source is 'files'; add --config.data.source=files")
+        check(
+            self.source != "files" or self.paths.strip() != "",
+            "data.paths",
+            self.paths,
+            "one or more files, folders or globs when data.source is 'files' (--config.data.paths=corpus.txt)",
+        )
+        check(
+            self.source == "files" or self.paths == "",
+            "data.paths",
+            self.paths,
+            "empty unless data.source is 'files'; add --config.data.source=files",
+        )
         check(0 < self.validation_fraction < 1, "data.validation_fraction", self.validation_fraction, "between 0 and 1")
-        check(self.tokenizer != "", "data.tokenizer", self.tokenizer,
-              "'bpe', 'characters', a tokenizer.json, a folder or a hub id")
-        check(self.tokenizer != "bpe" or 257 <= self.vocab_size <= 2**20, "data.vocab_size", self.vocab_size,
-              "from 257 (the bytes and end-of-text) to 1048576")
+        check(
+            self.tokenizer != "",
+            "data.tokenizer",
+            self.tokenizer,
+            "'bpe', 'characters', a tokenizer.json, a folder or a hub id",
+        )
+        check(
+            self.tokenizer != "bpe" or 257 <= self.vocab_size <= 2**20,
+            "data.vocab_size",
+            self.vocab_size,
+            "from 257 (the bytes and end-of-text) to 1048576",
+        )
         check(self.tokens_per_shard >= 1, "data.tokens_per_shard", self.tokens_per_shard, "at least 1")
 
 
@@ -94,8 +110,12 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "above 0")
-        check(0 <= self.final_learning_rate <= self.learning_rate, "optimizer.final_learning_rate",
-              self.final_learning_rate, f"from 0 to the peak ({self.learning_rate})")
+        check(
+            0 <= self.final_learning_rate <= self.learning_rate,
+            "optimizer.final_learning_rate",
+            self.final_learning_rate,
+            f"from 0 to the peak ({self.learning_rate})",
+        )
         check(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
         check(0 < self.decay_fraction <= 1, "optimizer.decay_fraction", self.decay_fraction, "in (0, 1]")
         check(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
@@ -137,11 +157,18 @@ class TrainingConfig:
     def __post_init__(self):
         check(self.steps >= 0, "training.steps", self.steps, "0 or more")
         check(self.batch_size >= 1, "training.batch_size", self.batch_size, "at least 1")
-        check(self.sequence_length >= 0, "training.sequence_length", self.sequence_length,
-              "0 (the model's context) or more")
-        check(self.accumulation_steps >= 1 and self.batch_size % self.accumulation_steps == 0,
-              "training.accumulation_steps", self.accumulation_steps,
-              f"a divisor of training.batch_size ({self.batch_size})")
+        check(
+            self.sequence_length >= 0,
+            "training.sequence_length",
+            self.sequence_length,
+            "0 (the model's context) or more",
+        )
+        check(
+            self.accumulation_steps >= 1 and self.batch_size % self.accumulation_steps == 0,
+            "training.accumulation_steps",
+            self.accumulation_steps,
+            f"a divisor of training.batch_size ({self.batch_size})",
+        )
         check(self.loss_chunks >= 1, "training.loss_chunks", self.loss_chunks, "at least 1")
         check(self.seed >= 0, "training.seed", self.seed, "0 or more")
         check(self.log_every >= 1, "training.log_every", self.log_every, "at least 1")
@@ -206,8 +233,12 @@ class MeshConfig:
     def __post_init__(self):
         for axis, size in dataclasses.asdict(self).items():
             check(size >= 1 or size == -1, f"mesh.{axis}", size, "at least 1, or -1 for the devices left")
-        check(list(dataclasses.asdict(self).values()).count(-1) <= 1, "mesh", dataclasses.asdict(self),
-              "-1 on one axis at most")
+        check(
+            list(dataclasses.asdict(self).values()).count(-1) <= 1,
+            "mesh",
+            dataclasses.asdict(self),
+            "-1 on one axis at most",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,12 +254,24 @@ class Config:
     mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
-        check(self.training.sequence_length <= self.model.n_positions, "training.sequence_length",
-              self.training.sequence_length, f"at most model.n_positions ({self.model.n_positions})")
-        check(self.sequence_length % self.training.loss_chunks == 0, "training.loss_chunks", self.training.loss_chunks,
-              f"a divisor of the sequence length ({self.sequence_length})")
-        check(self.optimizer.warmup_steps <= self.training.steps, "optimizer.warmup_steps",
-              self.optimizer.warmup_steps, f"at most training.steps ({self.training.steps})")
+        check(
+            self.training.sequence_length <= self.model.n_positions,
+            "training.sequence_length",
+            self.training.sequence_length,
+            f"at most model.n_positions ({self.model.n_positions})",
+        )
+        check(
+            self.sequence_length % self.training.loss_chunks == 0,
+            "training.loss_chunks",
+            self.training.loss_chunks,
+            f"a divisor of the sequence length ({self.sequence_length})",
+        )
+        check(
+            self.optimizer.warmup_steps <= self.training.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"at most training.steps ({self.training.steps})",
+        )
 
     @property
     def sequence_length(self) -> int:

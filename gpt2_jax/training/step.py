@@ -1,0 +1,114 @@
+"""One training step and one evaluation step: pure functions, jitted by whoever calls them.
+
+A batch is `{"tokens": int32 [B, T + 1], "mask": bool [B, T]}`; mask is True where the prediction of `tokens[:, 1:]`
+counts. Axes as in model.py.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt2_jax.model import GPT2, GPT2Config
+
+Batch = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything a run is: saving it whole and restoring it goes on bit for bit."""
+
+    step: jax.Array  # int32 [], optimizer steps done
+    model: GPT2
+    opt_state: optax.OptState
+    key: jax.Array  # key data, uint32 [...]; dropout at a step uses fold_in(key, step)
+
+
+def init_state(config: GPT2Config, tx: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state; call it inside jit with out_shardings so that it is born sharded."""
+    init_key, dropout_key = jax.random.split(jax.random.key(seed))
+    model = GPT2(config, init_key)
+    return TrainState(jnp.zeros((), jnp.int32), model, tx.init(model), jax.random.key_data(dropout_key))
+
+
+def sum_of_losses(model: GPT2, batch: Batch, *, key: jax.Array | None = None, chunks: int = 1) -> jax.Array:
+    """The summed cross entropy of the next token, in nats, over the positions that count.
+
+    Args:
+      model: stacked or not.
+      batch: see above.
+      key: for dropout; None drops nothing.
+      chunks: parts of T whose float32 logits [B, T / chunks, V] are made one after another and recomputed for the
+        gradient; must divide T.
+
+    Returns:
+      float32 [].
+    """
+    inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    x = model.hidden(inputs, key=key)  # [B, T, C]
+
+    def chunk_loss(x, targets, mask):
+        logits = model.head(x)
+        # Comparing with an iota instead of gathering: XLA fuses it, and its gradient needs no scatter.
+        hits = targets[..., None] == jnp.arange(logits.shape[-1])
+        losses = jax.nn.logsumexp(logits, axis=-1) - jnp.where(hits, logits, 0.0).sum(-1)
+        return jnp.where(mask, losses, 0.0).sum()
+
+    if chunks == 1:
+        return chunk_loss(x, targets, batch["mask"])
+
+    def split(a):  # [B, T, ...] -> [chunks, B, T / chunks, ...]
+        return a.reshape(a.shape[0], chunks, a.shape[1] // chunks, *a.shape[2:]).swapaxes(0, 1)
+
+    recomputed = jax.checkpoint(chunk_loss, prevent_cse=False)
+    parts = (split(x), split(targets), split(batch["mask"]))
+    return jax.lax.scan(lambda total, part: (total + recomputed(*part), None), jnp.zeros(()), parts)[0]
+
+
+def make_train_step(
+    tx: optax.GradientTransformation, schedule: optax.Schedule, *, accumulation_steps: int = 1, loss_chunks: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The optimizer step: `(state, batch) -> (state, metrics)`.
+
+    The loss is the mean over the positions of the whole batch that count, however many parts it is computed in.
+
+    Args:
+      tx: from `make_optimizer`.
+      schedule: the learning rate, for the metrics.
+      accumulation_steps: parts of the batch, one after another; must divide B.
+      loss_chunks: see `sum_of_losses`.
+    """
+
+    def value_and_grad(model: GPT2, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, GPT2]:
+        loss = lambda model: sum_of_losses(model, batch, key=key, chunks=loss_chunks)
+        return jax.value_and_grad(loss)(model)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        config = state.model.config
+        drops = max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) > 0
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step) if drops else None
+        if accumulation_steps == 1:
+            loss, grads = value_and_grad(state.model, batch, key)
+        else:
+            # Part i takes rows i, i + n, ...: a device's rows are in every part, so nothing moves between devices.
+            parts = {k: a.reshape(-1, accumulation_steps, *a.shape[1:]).swapaxes(0, 1) for k, a in batch.items()}
+            keys = jax.random.split(key, accumulation_steps) if drops else None
+
+            def add(total, part):
+                return jax.tree.map(jnp.add, total, value_and_grad(state.model, *part)), None
+
+            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model))
+            (loss, grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+        count = jnp.maximum(batch["mask"].sum(), 1)
+        loss, grads = jax.tree.map(lambda x: x / count, (loss, grads))
+        updates, opt_state = tx.update(grads, state.opt_state, state.model)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
+        return TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt_state, state.key), metrics
+
+    return train_step
+
+
+def eval_step(model: GPT2, batch: Batch) -> dict[str, Any]:
+    """Sums over a batch without dropout: `{"loss": nats [], "count": positions []}`, to be added up over batches."""
+    return {"loss": sum_of_losses(model, batch), "count": batch["mask"].sum()}
