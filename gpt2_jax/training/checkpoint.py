@@ -1,0 +1,159 @@
+"""Checkpoints of a run: Orbax, asynchronous, atomic; the newest and the best are kept.
+
+`<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key),
+`config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from gpt2_jax.config import CheckpointConfig
+from gpt2_jax.errors import InputError
+from gpt2_jax.model import GPT2
+from gpt2_jax.training.step import TrainState
+
+# Options that may differ when a run goes on; all others decide what the parameters and the data order are.
+FREE = ("model.dtype", "model.remat", "model.scan_unroll", "training.loss_chunks", "training.accumulation_steps",
+        "training.steps", "training.log_every", "training.sample_", "optimizer.", "evaluation.", "checkpoint.",
+        "mesh.")  # fmt: skip
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; a context manager that waits for the last save."""
+
+    def __init__(self, workdir: Path, config: CheckpointConfig | None = None):
+        """Opens them: to write with `config`, else only to read.
+
+        Raises:
+          InputError: nothing to read there.
+        """
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        if config is None and not self.directory.is_dir():
+            raise InputError(f"{workdir} holds no checkpoints; give the --workdir of a training run that has saved one")
+        keep = config and policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(config.keep),
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics["val_loss"],
+                    reverse=True,
+                    n=config.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep or None,
+                best_fn=lambda metrics: metrics["val_loss"],
+                best_mode="min",
+                cleanup_tmp_directories=config is not None,
+                read_only=config is None,
+                create=config is not None,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._manager.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps saved, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def find(self, step: int | str | None = None) -> int:
+        """The saved step that is meant: a number, "best" (by validation loss), or None, the latest.
+
+        Raises:
+          InputError: there is none such.
+        """
+        found = self._manager.best_step() if step == "best" else self._manager.latest_step() if step is None else step
+        if found not in self.steps:
+            there = f"it has {', '.join(map(str, self.steps))}" if self.steps else "it is empty"
+            raise InputError(f"{self.directory} has no checkpoint {'yet' if step is None else step}; {there}")
+        return found
+
+    def save(self, state: TrainState, config: dict[str, Any], tokenizer: str, val_loss: float | None) -> None:
+        """Starts to write the whole state; returns once it is safe to change it.
+
+        Raises:
+          InputError: this save or the one before failed (a full disk); the older checkpoints are untouched.
+        """
+        step = int(state.step)
+        if step in self.steps:
+            return
+        items = ocp.args.Composite(
+            model=ocp.args.StandardSave(state.model),
+            training=ocp.args.StandardSave(_all_but_model(state)),
+            config=ocp.args.JsonSave(config),
+            tokenizer=ocp.args.JsonSave({"tokenizer.json": tokenizer}),
+        )
+        with self._failures_explained(step):
+            self._manager.save(step, items, metrics=None if val_loss is None else {"val_loss": val_loss}, force=True)
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk; raises like `save`."""
+        with self._failures_explained(None):
+            self._manager.wait_until_finished()
+
+    def read_json(self, step: int) -> tuple[dict[str, Any], str]:
+        """The config (nested dicts) and the tokenizer (its JSON) saved with a step."""
+        items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, items)
+        return restored.config, restored.tokenizer["tokenizer.json"]
+
+    def restore_model(self, step: int, abstract: GPT2) -> GPT2:
+        """The parameters alone, into the shapes and shardings of `abstract`."""
+        items = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, items).model
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The whole state, bit for bit, into the shapes and shardings of `abstract`."""
+        items = ocp.args.Composite(
+            model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(_all_but_model(abstract))
+        )
+        restored = self._manager.restore(step, items)
+        return TrainState(model=restored.model, **restored.training)
+
+    @contextmanager
+    def _failures_explained(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # TensorStore reports a full disk as a ValueError
+            what = "a checkpoint" if step is None else f"the checkpoint of step {step} (or the one before it)"
+            last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+            kept = f"steps {', '.join(map(str, self.steps))} are untouched" if self.steps else "none was there before"
+            raise InputError(
+                f"could not save {what} to {self.directory}: {last.strip()[:300]}; {kept}: free some space and run "
+                "the same command again, and it goes on from there"
+            ) from error
+
+
+def _all_but_model(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+
+def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What a resumed run may not change, as "model.n_layer (4 there, 6 here)"; both are `Config.to_dict()`."""
+    flat = lambda config: {f"{group}.{k}": v for group, options in config.items() for k, v in options.items()}
+    old, new = flat(saved), flat(wanted)
+    return [
+        f"{name} ({old.get(name)!r} there, {new.get(name)!r} here)"
+        for name in sorted(old | new)
+        if old.get(name) != new.get(name) and not name.startswith(FREE)
+    ]
+
+
+def abstract_state(shapes: Any, shardings: Any) -> Any:
+    """Shapes (from `jax.eval_shape`) with their shardings: what `restore` needs."""
+    as_struct = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(as_struct, shapes, shardings)

@@ -1,0 +1,102 @@
+"""What a run writes down: TensorBoard and JSONL through clu's writers, and model FLOPs utilisation.
+
+Importing this imports TensorFlow (by clu's TensorBoard writer).
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+
+from gpt2_jax.model import GPT2Config
+
+# bfloat16 FLOP/s of one device, dense, from the makers' data sheets; the first pattern in `device_kind` decides.
+PEAK_FLOPS = (
+    ("H200", 989e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("NVIDIA L4", 121e12),
+    ("TPU v6", 918e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+)
+MFU_FORMULA = "(6 N + 12 L C T) x tokens/s / (devices x bfloat16 peak), N parameters without wpe (PaLM, appendix B)"
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """bfloat16 FLOP/s of a device, or None if it is not in the table (as for CPUs)."""
+    return next((peak for name, peak in PEAK_FLOPS if name in device.device_kind), None)
+
+
+def flops_per_token(config: GPT2Config, num_parameters: int, sequence_length: int) -> float:
+    """Training FLOPs a token, without recomputation: 6 N + 12 L C T, N without the position table."""
+    matrices = num_parameters - config.n_positions * config.n_embd
+    return 6 * matrices + 12 * config.n_layer * config.n_embd * sequence_length
+
+
+class JsonlWriter(metric_writers.MetricWriter):
+    """One JSON object a line with `step` and what was written: numbers as numbers, texts as strings.
+
+    Opened at a step, it first drops the lines of later steps, which a resumed run is about to write again.
+    """
+
+    def __init__(self, path: Path, *, from_step: int):
+        if path.exists():
+            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= from_step]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            os.replace(temporary, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def _write(self, step: int, values: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        self._write(step, {name: np.asarray(value).item() for name, value in scalars.items()})
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        self._write(step, texts)
+
+    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        self._write(0, {"hparams": dict(hparams)})
+
+    def _only_tensorboard(self, *_: Any, **__: Any) -> None:
+        """Images, sound and histograms have no place in a line of JSON; TensorBoard has them."""
+
+    write_summaries = write_images = write_videos = write_audios = _only_tensorboard
+    write_histograms = write_pointcloud = _only_tensorboard
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _step(line: str) -> float:
+    """The step of a line; a line that was cut off while being written is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")
+
+
+def make_writer(workdir: Path, *, from_step: int) -> metric_writers.MetricWriter:
+    """Writes to `<workdir>/tensorboard` and `<workdir>/metrics.jsonl`; on processes but the first, to nowhere."""
+    if jax.process_index() != 0:
+        return metric_writers.MultiWriter([])
+    return metric_writers.MultiWriter(
+        [
+            metric_writers.SummaryWriter(str(workdir / "tensorboard")),
+            JsonlWriter(workdir / "metrics.jsonl", from_step=from_step),
+        ]
+    )
