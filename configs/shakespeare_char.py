@@ -4,8 +4,8 @@
         --config.data.paths=tinyshakespeare.txt
 
 12 sequences x 64 characters = 768 tokens a step; 2,000 steps = 1.5 M tokens, 1.5 times through a million characters.
-On tinyshakespeare (1,115,394 characters, 65 different ones): 0.80 M parameters, a validation loss of at most 1.88 nats a
-character in about two minutes on 2 cores.
+On tinyshakespeare (1,115,394 characters, 65 different ones): 0.80 M parameters, a validation loss of at most 1.88
+nats a character in about two minutes on 2 cores.
 """
 
 from ml_collections import ConfigDict

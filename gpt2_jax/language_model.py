@@ -124,8 +124,8 @@ class LanguageModel:
         bad = ids[(ids < 0) | (ids >= self.config.vocab_size)]
         if bad.size:
             raise InputError(
-                f"the prompt has token id {bad[0]}; ids must be from 0 to {self.config.vocab_size - 1}: encode the text "
-                "with lm.tokenizer"
+                f"the prompt has token id {bad[0]}; ids must be from 0 to {self.config.vocab_size - 1}: encode the "
+                "text with lm.tokenizer"
             )
         return ids.tolist()
 
@@ -136,15 +136,15 @@ class LanguageModel:
         room = context - longest
         if room < 1:
             raise InputError(
-                f"the prompt has {longest} tokens and the model's context is {context}; at most {context - 1} leave room "
-                "for a new one: shorten the prompt"
+                f"the prompt has {longest} tokens and the model's context is {context}; at most {context - 1} leave "
+                "room for a new one: shorten the prompt"
             )
         if max_new_tokens is None:
             max_new_tokens = min(DEFAULT_NEW_TOKENS, room)
         if not 1 <= max_new_tokens <= room:
             raise InputError(
-                f"max_new_tokens is {max_new_tokens}; after a prompt of {longest} tokens it must be from 1 to {room}, for "
-                f"the model's context is {context}"
+                f"max_new_tokens is {max_new_tokens}; after a prompt of {longest} tokens it must be from 1 to {room}, "
+                f"for the model's context is {context}"
             )
         return sampler.generate(
             self.model,

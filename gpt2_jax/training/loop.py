@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -197,8 +196,8 @@ def bind_vocabulary(options: dict[str, dict[str, Any]], tokenizer_size: int) -> 
     config = Config.from_dict(options, vocab_size=tokenizer_size)
     if config.model.vocab_size < tokenizer_size:
         raise InputError(
-            f"model.vocab_size is {config.model.vocab_size} and the tokenizer has {tokenizer_size} entries; set it to 0 "
-            f"(the tokenizer's) or to at least {tokenizer_size}"
+            f"model.vocab_size is {config.model.vocab_size} and the tokenizer has {tokenizer_size} entries; set it to "
+            f"0 (the tokenizer's) or to at least {tokenizer_size}"
         )
     return config
 
@@ -250,8 +249,8 @@ def report(writer: Any, bar: tqdm, meter: "Meter", step: int, values: dict[str, 
     loss = float(values["loss"])
     if not math.isfinite(loss):
         raise InputError(
-            f"the loss of step {step} is {loss}; the last checkpoint, from before it, is untouched: run again with a lower "
-            f"optimizer.learning_rate ({config.optimizer.learning_rate}) or a longer optimizer.warmup_steps "
+            f"the loss of step {step} is {loss}; the last checkpoint, from before it, is untouched: run again with a "
+            f"lower optimizer.learning_rate ({config.optimizer.learning_rate}) or a longer optimizer.warmup_steps "
             f"({config.optimizer.warmup_steps})"
         )
     meter.count_step()
