@@ -1,0 +1,324 @@
+"""Text to token ids and back: GPT-2's byte-level BPE, a BPE or a character vocabulary of one's own.
+
+Every token stands for fixed bytes, so decoding is joining them: exact, and streamable without looking back. Only what
+`allow_special` names a special token may become one: the literal "<|endoftext|>" in a corpus is text.
+"""
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gpt2_jax.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+PIECE_CHARACTERS = 2**20
+_LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` whose tokens are bytes ("bpe") or characters ("characters"), see `kind`.
+
+    Args:
+      tokenizer: byte-level BPE, or a vocabulary of single characters as `train_characters` makes; it must hold
+        "<|endoftext|>". Its padding and truncation are switched off.
+      name: what errors call it.
+
+    Raises:
+      InputError: no tokens, no end-of-text, or another kind of tokens.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = "this tokenizer"):
+        vocabulary = tokenizer.get_vocab()
+        if END_OF_TEXT not in vocabulary:
+            raise InputError(
+                f"{name} has {len(vocabulary)} entries and no {END_OF_TEXT!r}, which separates documents; use GPT-2's"
+                " or train one (--config.data.tokenizer=bpe)"
+            )
+        if len(vocabulary) == 1:
+            raise InputError(f"{name} is empty: {END_OF_TEXT!r} is its only entry; its vocabulary file was not read")
+        added = set(tokenizer.get_added_tokens_decoder()) | {vocabulary[END_OF_TEXT]}
+        single = all(len(token) == 1 for token, i in vocabulary.items() if i not in added)
+        byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        if not byte_level and not (single and isinstance(tokenizer.decoder, decoders.Fuse)):
+            raise InputError(
+                f"{name} has a {type(tokenizer.decoder).__name__} decoder; only byte-level BPE, as GPT-2's, and"
+                " vocabularies of single characters, as train_characters makes, are supported"
+            )
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.add_special_tokens([END_OF_TEXT])
+        tokenizer.encode_special_tokens = True
+        self.kind = "bpe" if byte_level else "characters"
+        self.end_of_text: int = vocabulary[END_OF_TEXT]
+        self._tokenizer = tokenizer
+
+        self._special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._special_pattern = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
+        self._characters = None if byte_level else {token for token, i in vocabulary.items() if i not in added}
+        self._bytes = [b""] * (max(vocabulary.values()) + 1)
+        byte_of = _byte_of_symbol()
+        for token, i in vocabulary.items():
+            symbols = byte_level and i not in added and byte_of.keys() >= set(token)
+            self._bytes[i] = bytes(byte_of[symbol] for symbol in token) if symbols else token.encode()
+        self._text_bytes = list(self._bytes)
+        for i in self._special.values():
+            self._text_bytes[i] = b""
+
+    def __len__(self) -> int:
+        """Entries of the vocabulary, end-of-text among them; every id is below it."""
+        return len(self._bytes)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The token ids of `text`; with `allow_special`, "<|endoftext|>" in it is that token instead of its letters.
+
+        Raises:
+          InputError: a character that the vocabulary of characters lacks, or half of a surrogate pair.
+        """
+        if not allow_special:
+            return self.encode_batch([text])[0]
+        parts = [part for part in self._special_pattern.split(text) if part]
+        return [i for part in parts for i in ([self._special[part]] if part in self._special else self.encode(part))]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text, on all cores."""
+        for text in texts:
+            self._check(text)
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, tokens: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
+        """The text of `tokens` (any integer sequence or array [T]); bytes that are not UTF-8 become U+FFFD."""
+        return self._join(tokens, skip_special).decode(errors="replace")
+
+    def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
+        """A decoder that is given tokens as they come."""
+        return StreamDecoder(self, skip_special)
+
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json`, which transformers and tokenizers also read."""
+        return self._tokenizer.to_str()
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "this tokenizer") -> "Tokenizer":
+        """Reads what `to_json` wrote."""
+        try:
+            return cls(tokenizers.Tokenizer.from_str(text), name)
+        except InputError:
+            raise
+        except Exception as error:  # the Rust library raises nothing narrower
+            raise InputError(f"{name} is not a tokenizer.json: {_one_line(error)}") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Writes `tokenizer.json` at `path`, or in it when it has no suffix (a folder, made if absent)."""
+        path = Path(path)
+        path = path if path.suffix else path / "tokenizer.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_json(), encoding="utf-8")
+        return path
+
+    def _join(self, tokens: Sequence[int] | np.ndarray, skip_special: bool) -> bytes:
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise InputError(f"tokens are {ids.dtype} of shape {ids.shape}; decoding takes one sequence of integers")
+        wrong = ids[(ids < 0) | (ids >= len(self))]
+        if wrong.size:
+            raise InputError(f"token {wrong[0]} is not in the vocabulary, whose ids go from 0 to {len(self) - 1}")
+        table = self._text_bytes if skip_special else self._bytes
+        return b"".join([table[i] for i in ids.tolist()])
+
+    def _check(self, text: str) -> None:
+        if self._characters is not None and (unknown := set(text) - self._characters):
+            at = min(map(text.index, unknown))
+            raise InputError(
+                f"the character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the"
+                f" {len(self._characters)} characters of this tokenizer; remove it, or train a tokenizer on text that"
+                " has it ('bpe' encodes every character)"
+            )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text has half of a surrogate pair, {text[error.start]!r}, at position {error.start}; it is not"
+                " Unicode text: remove it"
+            ) from None
+
+
+class StreamDecoder:
+    """Text of tokens that arrive one by one or in groups; what it gives is final, never half a character.
+
+    All that `put` and `end` return, joined, is `Tokenizer.decode` of all the tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool):
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def put(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text that `tokens` complete; a character whose last byte is yet to come waits."""
+        return self._utf8.decode(self._tokenizer._join(tokens, self._skip_special))
+
+    def end(self) -> str:
+        """What waits, U+FFFD for a character that never got its last byte; the next `put` begins a new text."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE with GPT-2's pre-tokenizer, trained on `texts`: 256 bytes, then merges, then end-of-text.
+
+    A small corpus may run out of pairs to merge, and the vocabulary stays smaller than `vocab_size`. The same texts
+    give the same tokenizer.
+
+    Raises:
+      InputError: no text, or a `vocab_size` that cannot hold the bytes and end-of-text.
+    """
+    if vocab_size < 257:
+        raise InputError(f"vocab_size is {vocab_size}; it must be at least 257 (the 256 bytes and end-of-text)")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator((piece for text in _not_empty(texts) for piece in pieces(text)), trainer)
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(tokenizer)
+
+
+def train_characters(texts: Iterable[str]) -> Tokenizer:
+    """The vocabulary of all characters of `texts`, sorted, ids from 0, then end-of-text.
+
+    Raises:
+      InputError: no text.
+    """
+    characters = sorted(set().union(*_not_empty(texts)))
+    tokenizer = tokenizers.Tokenizer(models.BPE({character: i for i, character in enumerate(characters)}, []))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    return Tokenizer(tokenizer)
+
+
+def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Cuts a long text into pieces that encode to the same tokens as the whole, to bound memory and use all cores.
+
+    A piece ends at the first line break past `characters` that has no other white space around it: GPT-2's
+    pre-tokenizer always divides there.
+    """
+    start = 0
+    while cut := _LINE_START.search(text, start + max(1, characters)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def load(name: str | Path, *, revision: str | None = None) -> Tokenizer:
+    """Reads a `tokenizer.json`, a folder with one or with GPT-2's `vocab.json` and `merges.txt`, or one from the hub.
+
+    Args:
+      name: a path, or a hub id such as "openai-community/gpt2".
+      revision: branch, tag or commit on the hub.
+
+    Raises:
+      InputError: nothing there, the hub cannot be reached, or not a tokenizer that `Tokenizer` takes.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
+        return _load_folder(path) if path.is_dir() else Tokenizer.from_json(_read(path), str(path))
+    if not _HUB_ID.fullmatch(str(name)) or path.suffix == ".json":
+        raise InputError(
+            f"tokenizer {str(name)!r} does not exist (looked in {Path.cwd()}); give a tokenizer.json, a folder with one"
+            " or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2"
+        )
+    return _load_from_hub(str(name), revision)
+
+
+def _load_folder(folder: Path) -> Tokenizer:
+    file, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    if file.exists():
+        return Tokenizer.from_json(_read(file), str(file))
+    if vocab.exists() and merges.exists():
+        return _gpt2_files(vocab, merges)
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    raise InputError(f"{folder} holds {found}; a tokenizer is a tokenizer.json or a vocab.json with a merges.txt")
+
+
+def _load_from_hub(name: str, revision: str | None) -> Tokenizer:
+    try:
+        files = _fetch(name, revision)
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(
+            f"tokenizer {name!r} is no file or folder here and could not be fetched from the hub"
+            f" ({type(error).__name__}: {_one_line(error)}); check the id and the network, or give a path"
+        ) from None
+    return Tokenizer.from_json(_read(files[0]), name) if len(files) == 1 else _gpt2_files(*files)
+
+
+def _fetch(name: str, revision: str | None) -> list[Path]:
+    """The hub's `tokenizer.json`, or `vocab.json` and `merges.txt` where it has none; without network, the cache's."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def download(*files: str, **options) -> list[Path]:
+        return [Path(huggingface_hub.hf_hub_download(name, file, revision=revision, **options)) for file in files]
+
+    try:
+        return download("tokenizer.json")
+    except LocalEntryNotFoundError as unreachable:
+        try:
+            return download("vocab.json", "merges.txt", local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise unreachable from None
+    except EntryNotFoundError:
+        try:
+            return download("vocab.json", "merges.txt")
+        except EntryNotFoundError as error:
+            raise LookupError("it has no tokenizer.json and no vocab.json with merges.txt") from error
+
+
+def _gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise InputError(f"{vocab} and {merges.name} are not a byte-level BPE: {_one_line(error)}") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return Tokenizer(tokenizer, str(vocab))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a tokenizer.json: {_one_line(error)}") from None
+
+
+def _not_empty(texts: Iterable[str]) -> Iterator[str]:
+    empty = True
+    for text in texts:
+        if text:
+            empty = False
+            yield text
+    if empty:
+        raise InputError("there is no text to train a tokenizer on: every document is empty; give some text")
+
+
+def _byte_of_symbol() -> dict[str, int]:
+    """GPT-2's printable stand-ins of the 256 bytes: themselves where printable, else U+0100 and up in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
