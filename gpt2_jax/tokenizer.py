@@ -16,7 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from gpt2_jax.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
-PIECE_CHARACTERS = 2**20
+PIECE_CHARACTERS = 2**18
 _LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

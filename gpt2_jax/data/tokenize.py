@@ -1,300 +1,391 @@
-"""Documents to token shards on disk, with a manifest that says what they are.
+"""Documents to tokens on disk: shards of little-endian integers, a tokenizer and a manifest, made once.
 
-A prepared folder holds `train-00000.bin`, ..., `validation-00000.bin`, ... (little-endian uint16, or uint32 for more
-than 65,536 entries), `tokenizer.json`, and `manifest.json`, which is written last. Documents end with end-of-text.
+A prepared folder holds `train-00000.bin ...`, `validation-00000.bin ...`, `tokenizer.json` and, written last,
+`manifest.json`. Until then `progress.json` says which shards are finished; a run that is killed goes on after them and
+ends with the same bytes as one that is not.
 """
 
+import array
 import dataclasses
 import hashlib
-import heapq
+import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from absl import logging
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load, pieces, train_bpe, train_characters
 
-VERSION = 1
+FORMAT = 1
 SPLITS = ("train", "validation")
-FEW_DOCUMENTS = 20
-BATCH_CHARACTERS = 4_000_000
+DOCUMENT_SPLIT_FROM = 20
+BATCH_CHARACTERS = 2**22
+SECONDS_BETWEEN_REPORTS = 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A prepared folder.
+    """A corpus as tokens, split into "train" and "validation".
 
     Attributes:
-      directory: where it is.
-      manifest: what `manifest.json` says.
-      tokenizer: of its tokens.
+      directory: where the files are.
+      manifest: what `manifest.json` holds.
+      tokenizer: the one that made the tokens.
     """
 
     directory: Path
     manifest: dict[str, Any]
     tokenizer: Tokenizer
 
-    def shards(self, split: str) -> list[np.memmap]:
-        """The shards of "train" or "validation" in order, memory-mapped, each [tokens] of uint16 or uint32."""
-        return [np.memmap(self.directory / shard["file"], self.manifest["dtype"], "r") for shard in self._shards(split)]
+    def tokens(self, split: str) -> list[np.memmap]:
+        """The split's shards in order, each memory-mapped; documents are followed by end-of-text."""
+        shards = self._split(split)["shards"]
+        return [np.memmap(self.directory / shard["file"], self.manifest["dtype"], "r") for shard in shards]
 
     def count(self, split: str) -> int:
-        """Tokens of a split, end-of-texts among them."""
-        return sum(shard["tokens"] for shard in self._shards(split))
+        """Tokens of the split."""
+        return self._split(split)["tokens"]
 
     def bytes_per_token(self, split: str) -> float:
-        """Bytes of UTF-8 text a token: a loss in nats a token / (ln 2 x this) is in bits a byte."""
-        return self.manifest["splits"][split]["bytes"] / self.count(split)
+        """UTF-8 bytes of the split's text over its tokens: bits per byte = bits per token / this."""
+        return self._split(split)["bytes"] / self.count(split)
 
     def verify(self) -> None:
-        """Reads every shard; raises `InputError` naming the first whose sha256 is not the manifest's."""
-        for split in SPLITS:
-            for shard in self._shards(split):
-                _check_shard(self.directory / shard["file"], shard)
+        """Reads every file once.
 
-    def _shards(self, split: str) -> list[dict[str, Any]]:
-        return self.manifest["splits"][split]["shards"]
+        Raises:
+          InputError: a shard or the tokenizer is not what was written.
+        """
+        for file, sha256 in _hashes(self.manifest):
+            if _sha256(self.directory / file) != sha256:
+                raise InputError(
+                    f"{self.directory / file} is corrupted: its sha256 is not {sha256}; {_redo(self.directory)}"
+                )
 
-
-def load_prepared(directory: Path) -> Prepared:
-    """Opens a folder that `prepare` has finished.
-
-    Raises:
-      InputError: there is no manifest, or a shard has not the size it says.
-    """
-    manifest = _read_json(directory / "manifest.json")
-    if manifest is None:
-        raise InputError(f"{directory} has no manifest.json: it was never finished; run prepare again")
-    for split in SPLITS:
-        for shard in manifest["splits"][split]["shards"]:
-            file = directory / shard["file"]
-            size = shard["tokens"] * np.dtype(manifest["dtype"]).itemsize
-            if not file.is_file() or file.stat().st_size != size:
-                raise InputError(f"{file} should have {size} bytes by the manifest; delete {directory} to make it anew")
-    return Prepared(directory, manifest, load(directory / "tokenizer.json"))
-
-
-def prepare(config: DataConfig, directory: Path, *, progress: Callable[[str], None] = lambda line: None) -> Prepared:
-    """Tokenizes a corpus into `directory`, or opens what is there already; killed midway, it goes on.
-
-    Args:
-      config: source, split and tokenizer.
-      directory: made if absent.
-      progress: is told, in one line each, what is done.
-
-    Raises:
-      InputError: a bad source, an empty split, or a folder prepared from other options or another corpus.
-    """
-    source = open_source(config)
-    identity = {"version": VERSION, "options": dataclasses.asdict(config), "fingerprint": source.fingerprint()}
-    if (manifest := _read_json(directory / "manifest.json")) is not None:
-        _refuse_other(identity, manifest, directory)
-        progress(f"data: {directory} is ready")
-        return load_prepared(directory)
-
-    directory.mkdir(parents=True, exist_ok=True)
-    if (begun := _read_json(directory / "progress.json")) is not None:
-        _refuse_other(identity, begun, directory)
-    else:
-        _write_json(directory / "progress.json", identity)
-    progress(f"data: {source.describe()}")
-    split = _make_split(source, config)
-
-    tokenizer = _tokenizer(config, source, split, directory)
-    dtype = np.dtype("<u2" if len(tokenizer) <= 2**16 else "<u4")
-    splits = {}
-    for name in SPLITS:
-        writer = _ShardWriter(directory, name, dtype, config.tokens_per_shard)
-        text_bytes = 0
-        for texts, ends in _batches(split.texts(source, name)):
-            text_bytes += sum(len(text.encode()) for text in texts)
-            for ids, end in zip(tokenizer.encode_batch(texts), ends):
-                writer.add([*ids, tokenizer.end_of_text] if end else ids)
-        shards = writer.close()
-        tokens = sum(shard["tokens"] for shard in shards)
-        splits[name] = {"documents": split.documents[name], "tokens": tokens, "bytes": text_bytes, "shards": shards}
-        progress(f"data: {name}: {tokens:,} tokens, {text_bytes / tokens:.2f} bytes each")
-    described = {"source": source.describe(), "vocab_size": len(tokenizer), "dtype": dtype.str}
-    _write_json(directory / "manifest.json", identity | described | {"splits": splits})
-    (directory / "progress.json").unlink()
-    return load_prepared(directory)
+    def _split(self, name: str) -> dict[str, Any]:
+        if name not in SPLITS:
+            raise InputError(f"split is {name!r}; it must be 'train' or 'validation'")
+        return self.manifest["splits"][name]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Split:
-    """Which part of the corpus is in which split: documents by number, or characters from `cut` on.
+class Division:
+    """Which text trains and which validates.
 
     Attributes:
-      validation: numbers of the documents that validate; None for a cut.
-      cut: the first character that validates, counted over all documents; None for whole documents.
-      documents: how many each split has, the one that is cut counted in both.
+      kind: "document" or "tail".
+      boundary: "document": the largest `document_hash` that validates; "tail": characters that train.
     """
 
-    validation: frozenset[int] | None
-    cut: int | None
-    documents: dict[str, int]
-
-    def texts(self, source: Source, name: str) -> Iterator[tuple[str, bool]]:
-        """(text, whether it ends a document) for each document, or part of one, in split `name`."""
-        start = 0
-        for number, document in enumerate(source.documents()):
-            if self.validation is not None:
-                if (number in self.validation) == (name == "validation"):
-                    yield document.text, True
-                continue
-            cut = min(max(self.cut - start, 0), len(document.text))
-            start += len(document.text)
-            head, tail = document.text[:cut], document.text[cut:]
-            if name == "train" and head:
-                yield head, not tail
-            if name == "validation" and tail:
-                yield tail, True
+    kind: Literal["document", "tail"]
+    boundary: int
 
 
-def _make_split(source: Source, config: DataConfig) -> _Split:
-    """Reads the corpus once for its documents' lengths and hashes."""
-    sizes, hashes = [], []
-    for document in source.documents():
-        sizes.append(len(document.text))
-        hashes.append(hashlib.sha256(document.text.encode(errors="surrogatepass")).digest())
-    fraction, count = config.validation_fraction, len(sizes)
-    if config.split == "document" or (config.split == "auto" and count >= FEW_DOCUMENTS):
-        wanted = max(1, round(count * fraction))
-        if wanted >= count:
-            raise InputError(
-                f"data.validation_fraction={fraction} of {count} documents leaves none to train on; use "
-                "--config.data.split=tail, which cuts inside a document, or more documents"
-            )
-        # By hash, so that a document stays in its split when others come and go.
-        validation = frozenset(heapq.nsmallest(wanted, range(count), key=lambda number: (hashes[number], number)))
-        return _Split(validation, None, {"train": count - wanted, "validation": wanted})
-    total = sum(sizes)
-    cut = int(total * (1 - fraction))
-    if not 0 < cut < total:
+class Piece(NamedTuple):
+    """Some text of a split, encoded at once: whether its part of a document, and the document itself, ends with it."""
+
+    text: str
+    ends_part: bool
+    ends_document: bool
+
+
+def prepare(config: DataConfig, directory: str | Path, *, progress: Callable[[str], None] = logging.info) -> Prepared:
+    """Makes the tokens of `config` in `directory`, goes on with them, or finds them done.
+
+    Args:
+      config: the corpus, its split and its tokenizer.
+      directory: a folder for this alone; made if absent.
+      progress: is told in one line what happens.
+
+    Raises:
+      InputError: a bad corpus or tokenizer, a split left empty, a full disk, or a folder that holds the tokens of
+        another corpus or of other options.
+    """
+    directory = Path(directory)
+    if (directory / "manifest.json").exists():
+        prepared = load_prepared(directory)
+        _refuse_other(prepared, config)
+        (directory / "progress.json").unlink(missing_ok=True)
+        progress(f"{directory} holds the tokens already: {_summary(prepared.manifest)}")
+        return prepared
+
+    source = open_source(config)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory} cannot be made ({error.strerror}); choose another workdir") from None
+    record = _resume(directory, config, source, progress) or _begin(directory, config, source, progress)
+    tokenizer = load(directory / "tokenizer.json")
+    for split in SPLITS:
+        _write_split(directory, split, record, source, tokenizer, progress)
+
+    for split in record["splits"].values():
+        del split["next"]
+    _save(directory / "manifest.json", record)
+    (directory / "progress.json").unlink()
+    progress(f"{directory}: {_summary(record)}")
+    return load_prepared(directory)
+
+
+def load_prepared(directory: str | Path) -> Prepared:
+    """Opens what `prepare` made; checks that each shard is there in full, see `Prepared.verify` for more.
+
+    Raises:
+      InputError: nothing prepared there, or files missing or cut short.
+    """
+    directory = Path(directory)
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
         raise InputError(
-            f"data.validation_fraction={fraction} of {total} characters leaves a split empty; give more text or "
-            "another fraction"
+            f"{directory} holds no manifest.json, so no tokens; run scripts/prepare_data.py first"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{directory / 'manifest.json'} is corrupted ({error}); {_redo(directory)}") from None
+    if (found := manifest.get("format")) != FORMAT:
+        raise InputError(f"{directory} has format {found!r}, this version reads {FORMAT}; {_redo(directory)}")
+    for shard in _shards(manifest):
+        path, size = directory / shard["file"], shard["tokens"] * np.dtype(manifest["dtype"]).itemsize
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            state = "missing" if found is None else f"cut: it has {found:,} bytes of {size:,}"
+            raise InputError(f"{path} is {state}; {_redo(directory)}")
+    return Prepared(directory, manifest, load(directory / "tokenizer.json"))
+
+
+def divide(config: DataConfig, source: Source) -> Division:
+    """Reads the corpus once to place the boundary between training and validation text.
+
+    "document" takes the `max(1, round(n * validation_fraction))` documents with the lowest hash, and any with the same
+    text as one of them; "tail" cuts the corpus after `int(characters * (1 - validation_fraction))`.
+
+    Raises:
+      InputError: one of the two would be empty.
+    """
+    hashes, characters = array.array("Q"), 0
+    for document in source.documents():
+        hashes.append(document_hash(document.text))
+        characters += len(document.text)
+    n, fraction = len(hashes), config.validation_fraction
+    if config.split == "tail" or (config.split == "auto" and n < DOCUMENT_SPLIT_FROM):
+        boundary = int(characters * (1 - fraction))
+        if not 0 < boundary < characters:
+            raise InputError(
+                f"the corpus has {characters} characters, and data.validation_fraction {fraction} puts {boundary} of"
+                " them in the training split, so that one of the splits is empty; change it or give more text"
+            )
+        return Division("tail", boundary)
+    count = max(1, round(n * fraction))
+    boundary = int(np.partition(np.array(hashes), count - 1)[count - 1])
+    if max(hashes) <= boundary:
+        raise InputError(
+            f"the corpus has {n} documents ({len(set(hashes))} different), and data.validation_fraction {fraction}"
+            " leaves none to train on; change it, give more documents, or use --config.data.split=tail"
         )
-    ends = np.cumsum(sizes)
-    train = int(np.searchsorted(ends, cut, side="left")) + 1
-    return _Split(None, cut, {"train": train, "validation": count - int(np.searchsorted(ends, cut, side="right"))})
+    return Division("document", boundary)
 
 
-def _tokenizer(config: DataConfig, source: Source, split: _Split, directory: Path) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`; one that an interrupted run left is taken as it is."""
-    file = directory / "tokenizer.json"
-    if file.exists():
-        return load(file)
+def document_hash(text: str) -> int:
+    """The first 64 bits of the text's sha256: where a document goes depends on nothing but itself."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+
+
+def split_texts(source: Source, division: Division, split: str) -> Iterator[tuple[str, bool]]:
+    """The texts of one split in order, each with whether its document ends with it: not so before a tail's cut."""
+    position = 0
+    for document in source.documents():
+        text = document.text
+        if division.kind == "document":
+            cut = 0 if document_hash(text) <= division.boundary else len(text)
+        else:
+            cut = min(max(division.boundary - position, 0), len(text))
+            position += len(text)
+        part, ends = (text[:cut], cut == len(text)) if split == "train" else (text[cut:], True)
+        if part:
+            yield part, ends
+
+
+def _begin(directory: Path, config: DataConfig, source: Source, progress: Callable[[str], None]) -> dict[str, Any]:
+    """Writes the tokenizer and a record without shards."""
+    for split in SPLITS:
+        for leftover in directory.glob(f"{split}-*.bin*"):
+            leftover.unlink()
+    progress(f"reading {source.describe()}")
+    division = divide(config, source)
     if config.tokenizer == "bpe":
-        tokenizer = train_bpe((text for text, _ in split.texts(source, "train")), config.vocab_size)
+        progress(f"training a byte-level BPE of {config.vocab_size} entries")
+        tokenizer = train_bpe((text for text, _ in split_texts(source, division, "train")), config.vocab_size)
     elif config.tokenizer == "characters":
         tokenizer = train_characters(document.text for document in source.documents())
     else:
         tokenizer = load(config.tokenizer)
-    _write(file, tokenizer.to_json().encode())
-    return tokenizer
+    _write(directory / "tokenizer.json", tokenizer.to_json().encode())
+    record = {
+        "format": FORMAT,
+        "options": dataclasses.asdict(config),
+        "source": source.describe(),
+        "fingerprint": source.fingerprint(),
+        "division": dataclasses.asdict(division),
+        "vocab_size": len(tokenizer),
+        "dtype": "<u2" if len(tokenizer) <= 2**16 else "<u4",
+        "tokenizer": _sha256(directory / "tokenizer.json"),
+        "splits": {name: {"documents": 0, "tokens": 0, "bytes": 0, "shards": [], "next": [0, 0]} for name in SPLITS},
+    }
+    _save(directory / "progress.json", record)
+    return record
 
 
-def _batches(texts: Iterable[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:
-    """Groups texts, the long ones cut where tokens are not affected, for `encode_batch`."""
-    batch: list[str] = []
-    ends: list[bool] = []
-    size = 0
-    for text, end in texts:
-        parts = list(pieces(text))
-        for i, part in enumerate(parts):
-            batch.append(part)
-            ends.append(end and i == len(parts) - 1)
-            size += len(part)
-            if size >= BATCH_CHARACTERS:
-                yield batch, ends
-                batch, ends, size = [], [], 0
-    if batch:
-        yield batch, ends
+def _resume(
+    directory: Path, config: DataConfig, source: Source, progress: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The record of an unfinished run of the same options and corpus whose finished files are intact."""
+    try:
+        record = json.loads((directory / "progress.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    wanted = {"format": FORMAT, "options": dataclasses.asdict(config), "fingerprint": source.fingerprint()}
+    if any(record.get(key) != value for key, value in wanted.items()):
+        progress(f"{directory} holds unfinished tokens of other options or another corpus: starting over")
+        return None
+    for file, sha256 in _hashes(record):
+        if not (directory / file).exists() or _sha256(directory / file) != sha256:
+            progress(f"{directory / file} is not as it was written: starting over")
+            return None
+    progress(f"going on after {len(_shards(record))} finished shards")
+    return record
 
 
-class _ShardWriter:
-    """Cuts a stream of tokens into shard files; those that an interrupted run has finished are not written again."""
+def _write_split(
+    directory: Path,
+    split: str,
+    record: dict[str, Any],
+    source: Source,
+    tokenizer: Tokenizer,
+    progress: Callable[[str], None],
+) -> None:
+    """Writes the shards of a split that `record` lacks; its `next` is the piece, and the token in it, to go on from."""
+    entry, dtype = record["splits"][split], np.dtype(record["dtype"])
+    shard_bytes = record["options"]["tokens_per_shard"] * dtype.itemsize
+    number, taken = entry["next"]
+    todo = itertools.islice(_pieces(source, Division(**record["division"]), split), number, None)
+    buffer, report = bytearray(), time.monotonic() + SECONDS_BETWEEN_REPORTS
 
-    def __init__(self, directory: Path, split: str, dtype: np.dtype, tokens_per_shard: int):
-        self._directory, self._split, self._dtype, self._size = directory, split, dtype, tokens_per_shard
-        self._shards: list[dict[str, Any]] = []
-        self._pending: list[np.ndarray] = []
-        self._count = 0
+    def finish_shard() -> None:
+        path = directory / f"{split}-{len(entry['shards']):05d}.bin"
+        _write(path, buffer)
+        tokens = len(buffer) // dtype.itemsize
+        entry["shards"].append({"file": path.name, "tokens": tokens, "sha256": hashlib.sha256(buffer).hexdigest()})
+        entry["tokens"] += tokens
+        entry["next"] = [number, taken]
+        _save(directory / "progress.json", record)
+        progress(f"{path}: {tokens:,} tokens")
+        buffer.clear()
 
-    def add(self, ids: list[int]) -> None:
-        tokens = np.asarray(ids, self._dtype)
-        while self._count + len(tokens) >= self._size:
-            room = self._size - self._count
-            self._pending.append(tokens[:room])
-            tokens = tokens[room:]
-            self._flush()
-        self._pending.append(tokens)
-        self._count += len(tokens)
-
-    def close(self) -> list[dict[str, Any]]:
-        """Writes the last shard; returns the manifest's entries."""
-        if self._count:
-            self._flush()
-        return self._shards
-
-    def _flush(self) -> None:
-        data = np.concatenate(self._pending).tobytes()
-        file = self._directory / f"{self._split}-{len(self._shards):05d}.bin"
-        shard = {
-            "file": file.name,
-            "tokens": len(data) // self._dtype.itemsize,
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        if file.exists():
-            _check_shard(file, shard)
-        else:
-            _write(file, data)
-        self._shards.append(shard)
-        self._pending, self._count = [], 0
-
-
-def _check_shard(file: Path, shard: dict[str, Any]) -> None:
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != shard["sha256"]:
-        raise InputError(f"{file} is missing or not what was written; delete {file.parent} to make it anew")
+    for piece, tokens in _encode(todo, tokenizer):
+        data = memoryview(np.array(tokens, dtype).tobytes())
+        while rest := data[taken * dtype.itemsize :]:
+            fits = rest[: shard_bytes - len(buffer)]
+            buffer += fits
+            taken += len(fits) // dtype.itemsize
+            if len(buffer) == shard_bytes:
+                finish_shard()
+        number, taken = number + 1, 0
+        entry["documents"] += piece.ends_part
+        entry["bytes"] += len(piece.text.encode())
+        if time.monotonic() > report:
+            progress(f"{split}: {entry['bytes'] / 1e6:,.1f} MB of text, {entry['documents']:,} documents encoded")
+            report = time.monotonic() + SECONDS_BETWEEN_REPORTS
+    if buffer:
+        finish_shard()
 
 
-def _refuse_other(identity: dict[str, Any], found: dict[str, Any], directory: Path) -> None:
-    flat = lambda d: d["options"] | {"version": d["version"], "the corpus's files": d["fingerprint"][:12]}
-    there, here = flat(found), flat(identity)
-    different = [
-        f"{name} ({there.get(name)!r} there, {here[name]!r} here)" for name in here if there.get(name) != here[name]
-    ]
-    if different:
+def _pieces(source: Source, division: Division, split: str) -> Iterator[Piece]:
+    for text, ends_document in split_texts(source, division, split):
+        *most, last = pieces(text)
+        yield from (Piece(piece, False, False) for piece in most)
+        yield Piece(last, True, ends_document)
+
+
+def _encode(todo: Iterable[Piece], tokenizer: Tokenizer) -> Iterator[tuple[Piece, list[int]]]:
+    """Each piece with its tokens, and end-of-text where its document ends; encoded in batches, on all cores."""
+    batch, characters = [], 0
+    for piece in itertools.chain(todo, [None]):
+        if piece is not None:
+            batch.append(piece)
+            characters += len(piece.text)
+        if piece is None or characters >= BATCH_CHARACTERS:
+            for done, tokens in zip(batch, tokenizer.encode_batch([piece.text for piece in batch])):
+                yield done, tokens + [tokenizer.end_of_text] * done.ends_document
+            batch, characters = [], 0
+
+
+def _refuse_other(prepared: Prepared, config: DataConfig) -> None:
+    """Raises unless `prepared` has the same options and corpus; a corpus that is gone from here counts as the same."""
+    before, now = prepared.manifest["options"], dataclasses.asdict(config)
+    changed = [f"data.{k} was {before.get(k)!r} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
+    if not changed:
+        try:
+            same = open_source(config).fingerprint() == prepared.manifest["fingerprint"]
+        except InputError:
+            same = True
+        changed += [] if same else [f"the corpus changed (it was {prepared.manifest['source']})"]
+    if not changed and config.tokenizer not in ("bpe", "characters") and Path(config.tokenizer).expanduser().exists():
+        same = load(config.tokenizer).to_json() == prepared.tokenizer.to_json()
+        changed += [] if same else [f"the tokenizer at {config.tokenizer} changed"]
+    if changed:
         raise InputError(
-            f"{directory} was prepared from other data: {', '.join(different)}; give the same options, another "
-            "--workdir, or delete that folder"
+            f"{prepared.directory} holds tokens of another corpus: {'; '.join(changed)}; {_redo(prepared.directory)}"
         )
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    _write(file, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Writes whole or not at all: under another name first."""
-    temporary = file.with_name(file.name + ".part")
+def _write(path: Path, data: bytes | bytearray) -> None:
+    """Writes all of `data`, or leaves what was at `path` before."""
+    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, file)
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise InputError(
-            f"could not write {file}: {error.strerror}; free some space and run the same command again: it goes on "
-            "from what is finished"
-        ) from error
+            f"{path} cannot be written ({error.strerror}); make room and run again: it goes on after the"
+            " finished shards"
+        ) from None
+
+
+def _save(path: Path, record: dict[str, Any]) -> None:
+    _write(path, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shards(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+
+
+def _hashes(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("tokenizer.json", manifest["tokenizer"]), *((s["file"], s["sha256"]) for s in _shards(manifest))]
+
+
+def _summary(manifest: dict[str, Any]) -> str:
+    counts = [
+        f"{s['tokens']:,} {name} tokens of {s['documents']:,} documents" for name, s in manifest["splits"].items()
+    ]
+    return f"{manifest['source']}; {', '.join(counts)}; vocabulary of {manifest['vocab_size']:,}"
+
+
+def _redo(directory: Path) -> str:
+    return f"delete {directory} to make it again, or choose another workdir"

@@ -1,0 +1,419 @@
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data import tokenize
+from gpt2_jax.data.sources import Document
+from gpt2_jax.data.tokenize import Division, divide, document_hash, load_prepared, prepare, split_texts
+from gpt2_jax.errors import InputError
+from gpt2_jax.tokenizer import train_bpe
+
+SHAKESPEARE = Path(__file__).parents[2] / "../shared/data/tinyshakespeare.txt"
+STORY = "".join(f"Chapter {i}.\nThe café on street {i * 7} was open; {i} cats sat there — 猫.\n\n" for i in range(60))
+
+
+def quiet(message: str) -> None:
+    pass
+
+
+@pytest.fixture
+def story(tmp_path) -> DataConfig:
+    (tmp_path / "story.txt").write_text(STORY)
+    return DataConfig(
+        source="files", paths=str(tmp_path / "story.txt"), tokenizer="characters", validation_fraction=0.1
+    )
+
+
+@pytest.fixture
+def poems(tmp_path) -> DataConfig:
+    lines = [json.dumps({"text": f"Poem {i}: {'la ' * (i % 7)}{i * i}\nend"}) for i in range(50)]
+    (tmp_path / "poems.jsonl").write_text("\n".join(lines))
+    return DataConfig(source="files", paths=str(tmp_path / "poems.jsonl"), vocab_size=280, tokens_per_shard=100)
+
+
+def tokens(prepared, split) -> list[int]:
+    return np.concatenate(prepared.tokens(split)).tolist()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@dataclasses.dataclass
+class Texts:
+    """A source made of strings."""
+
+    texts: list[str]
+
+    def documents(self):
+        return (Document(text, str(i)) for i, text in enumerate(self.texts))
+
+
+def test_characters_cut_at_the_tail(story, tmp_path):
+    prepared = prepare(story, tmp_path / "out", progress=quiet)
+    cut = int(len(STORY) * 0.9)
+    end = prepared.tokenizer.end_of_text
+    assert tokens(prepared, "train") == prepared.tokenizer.encode(STORY[:cut])
+    assert tokens(prepared, "validation") == [*prepared.tokenizer.encode(STORY[cut:]), end]
+    assert prepared.count("train") == cut
+    assert prepared.bytes_per_token("train") == len(STORY[:cut].encode()) / cut
+    assert prepared.manifest["division"] == {"kind": "tail", "boundary": cut}
+    assert (prepared.manifest["dtype"], prepared.manifest["vocab_size"]) == ("<u2", len(set(STORY)) + 1)
+    assert [prepared.manifest["splits"][split]["documents"] for split in ("train", "validation")] == [1, 1]
+    prepared.verify()
+
+
+def test_documents_split_by_hash(poems, tmp_path):
+    prepared = prepare(poems, tmp_path / "out", progress=quiet)
+    end = prepared.tokenizer.end_of_text
+    texts = [json.loads(line)["text"] for line in Path(poems.paths).read_text().splitlines()]
+    lowest = set(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[: round(50 * 0.05)])
+    for split in ("train", "validation"):
+        expected = [text for text in texts if (text in lowest) == (split == "validation")]
+        assert tokens(prepared, split) == [t for text in expected for t in [*prepared.tokenizer.encode(text), end]]
+        entry = prepared.manifest["splits"][split]
+        assert entry["documents"] == len(expected)
+        assert entry["bytes"] == sum(len(text.encode()) for text in expected)
+        *full, last = [len(shard) for shard in prepared.tokens(split)]
+        assert all(size == 100 for size in full) and 1 <= last <= 100
+    training = [text for text in texts if text not in lowest]
+    assert prepared.tokenizer.to_json() == train_bpe(training, 280).to_json()
+
+
+@pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"{SHAKESPEARE} is not here")
+def test_tinyshakespeare_is_divided_as_in_nanogpt(tmp_path):
+    config = DataConfig(source="files", paths=str(SHAKESPEARE), tokenizer="characters", validation_fraction=0.1)
+    prepared = prepare(config, tmp_path, progress=quiet)
+    assert len(prepared.tokenizer) == 65 + 1
+    assert prepared.count("train") == 1_003_854
+    assert prepared.count("validation") == 111_540 + 1
+    assert prepared.tokenizer.decode(tokens(prepared, "train")[-20:]) == SHAKESPEARE.read_text()[1_003_834:1_003_854]
+
+
+def test_wide_tokens(tmp_path, story):
+    many = "".join(map(chr, [*range(0x4E00, 0x9FA0), *range(0xAC00, 0xD7A0), *range(0x20000, 0x29000)]))
+    (tmp_path / "story.txt").write_text(many)
+    prepared = prepare(story, tmp_path / "out", progress=quiet)
+    assert len(prepared.tokenizer) > 2**16
+    assert prepared.manifest["dtype"] == "<u4"
+    decoded = prepared.tokenizer.decode([*tokens(prepared, "train"), *tokens(prepared, "validation")])
+    assert decoded == many
+
+
+@given(
+    st.lists(st.text("ab\n", min_size=1, max_size=9), min_size=2, max_size=30),
+    st.sampled_from([0.05, 0.1, 0.25, 0.5, 0.9]),
+    st.sampled_from(["auto", "document", "tail"]),
+)
+def test_division(texts, fraction, split):
+    config, source = DataConfig(validation_fraction=fraction, split=split), Texts(texts)
+    try:
+        division = divide(config, source)
+    except InputError:
+        return
+    kind = split if split != "auto" else "document" if len(texts) >= 20 else "tail"
+    assert division.kind == kind
+    train = list(split_texts(source, division, "train"))
+    validation = list(split_texts(source, division, "validation"))
+    assert train and validation
+    whole = "".join(texts)
+    if kind == "tail":
+        assert "".join(text for text, _ in train) == whole[: int(len(whole) * (1 - fraction))]
+        assert "".join(text for text, _ in train + validation) == whole
+        assert sum(ends for _, ends in train + validation) == len(texts)
+    else:
+        assert not {text for text, _ in train} & {text for text, _ in validation}
+        assert sorted(text for text, _ in train + validation) == sorted(texts)
+        assert len(validation) >= max(1, round(len(texts) * fraction))
+        assert all(ends for _, ends in train + validation)
+
+
+def test_tail_cut_between_documents():
+    source = Texts(["abc", "defgh", "ij"])
+    division = Division("tail", 3)
+    assert list(split_texts(source, division, "train")) == [("abc", True)]
+    assert list(split_texts(source, division, "validation")) == [("defgh", True), ("ij", True)]
+    assert list(split_texts(source, Division("tail", 5), "train")) == [("abc", True), ("de", False)]
+
+
+def test_documents_added_elsewhere_move_no_other():
+    texts = [f"document {i}" for i in range(40)]
+    config = DataConfig(validation_fraction=0.1)
+    few, more = divide(config, Texts(texts)), divide(config, Texts([*texts, *(f"new {i}" for i in range(40))]))
+    hashes = sorted(document_hash(text) for text in texts)
+    assert abs(sum(h <= few.boundary for h in hashes) - sum(h <= more.boundary for h in hashes)) <= 4
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "says"),
+    [
+        (
+            ["a"] * 30,
+            {},
+            "^the corpus has 30 documents \\(1 different\\), and data.validation_fraction 0.05 leaves none to",
+        ),
+        (["ab"], {"split": "document"}, "has 1 documents .* give more documents, or use --config.data.split=tail$"),
+        (["a"], {}, "^the corpus has 1 characters, and data.validation_fraction 0.05 puts 0 of them in the training"),
+    ],
+)
+def test_an_empty_split(texts, options, says):
+    with pytest.raises(InputError, match=says):
+        divide(DataConfig(**options), Texts(texts))
+
+
+def test_long_documents_are_encoded_in_pieces(story, tmp_path, monkeypatch):
+    config = dataclasses.replace(story, tokenizer="bpe", vocab_size=300)
+    whole = prepare(config, tmp_path / "whole", progress=quiet)
+    cut = tokenize.pieces
+    monkeypatch.setattr(tokenize, "pieces", lambda text: cut(text, 100))
+    monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 250)
+    in_pieces = prepare(config, tmp_path / "pieces", progress=quiet)
+    assert contents(in_pieces.directory) == contents(whole.directory)
+    assert not any("_" in name or "unfinished" in name for name in contents(whole.directory))
+
+
+def test_done_once(poems, tmp_path, monkeypatch):
+    prepare(poems, tmp_path / "out", progress=quiet)
+    before, said = contents(tmp_path / "out"), []
+    monkeypatch.setattr(tokenize, "_begin", None)
+    again = prepare(poems, tmp_path / "out", progress=said.append)
+    assert contents(tmp_path / "out") == before
+    assert again.count("train") == load_prepared(tmp_path / "out").count("train")
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path / 'out'} holds the tokens already: {poems.paths}: 1 file")
+
+
+class Killed(BaseException):
+    """Like the end of a process: no `except Exception` sees it."""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before the rename", "after it"])
+def test_killed_anywhere_and_resumed(poems, tmp_path, monkeypatch, late):
+    monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 100)
+    poems = dataclasses.replace(poems, tokens_per_shard=57)
+    prepare(poems, tmp_path / "whole", progress=quiet)
+    replace, left = os.replace, 0
+
+    def dying(source, target):
+        nonlocal left
+        left -= 1
+        if left >= 0 or late:
+            replace(source, target)
+        if left < 0:
+            raise Killed
+
+    renames, resumed = 0, []
+    for renames in range(1000):
+        left = renames
+        monkeypatch.setattr(os, "replace", dying)
+        try:
+            prepare(poems, tmp_path / str(renames), progress=quiet)
+        except Killed:
+            pass
+        else:
+            break
+        monkeypatch.setattr(os, "replace", replace)
+        prepare(poems, tmp_path / str(renames), progress=resumed.append)
+        assert contents(tmp_path / str(renames)) == contents(tmp_path / "whole")
+    shards = len(list((tmp_path / "whole").glob("*.bin")))
+    assert shards >= 10
+    assert renames == 2 + 2 * shards + 1  # tokenizer and record, shards each with its record, the manifest
+    finished = [message for message in resumed if message.startswith("going on after")]
+    assert finished[-1] == f"going on after {shards} finished shards"
+    assert len(finished) == 2 * shards + 1
+
+
+def test_interrupted_twice(poems, tmp_path):
+    prepare(poems, tmp_path / "whole", progress=quiet)
+
+    def stop(message):
+        if ".bin" in message:
+            raise Killed
+
+    for _ in range(3):
+        with pytest.raises(Killed):
+            prepare(poems, tmp_path / "out", progress=stop)
+    assert len(list((tmp_path / "out").glob("*.bin"))) == 3
+    prepare(poems, tmp_path / "out", progress=quiet)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def stop_after_shards(config, directory, shards):
+    def stop(message):
+        if f"{shards - 1:05d}.bin" in message:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(config, directory, progress=stop)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            lambda out: (out / "train-00001.bin").write_bytes(b"xx"),
+            "train-00001.bin is not as it was written: starting",
+        ),
+        (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json is not as it was written: starting over"),
+        (lambda out: (out / "progress.json").write_text("{"), "reading"),
+    ],
+)
+def test_damaged_work_is_done_again(poems, tmp_path, damage, says):
+    prepare(poems, tmp_path / "whole", progress=quiet)
+    stop_after_shards(poems, tmp_path / "out", 4)
+    damage(tmp_path / "out")
+    said = []
+    prepare(poems, tmp_path / "out", progress=said.append)
+    assert says in said[0]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_unfinished_work_of_other_options_is_thrown_away(poems, tmp_path):
+    large = dataclasses.replace(poems, tokens_per_shard=10**6)
+    prepare(large, tmp_path / "whole", progress=quiet)
+    stop_after_shards(poems, tmp_path / "out", 4)
+    said = []
+    prepare(large, tmp_path / "out", progress=said.append)
+    assert said[0] == f"{tmp_path / 'out'} holds unfinished tokens of other options or another corpus: starting over"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_full_disk(poems, tmp_path, monkeypatch):
+    prepare(poems, tmp_path / "whole", progress=quiet)
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 5:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError) as caught:
+        prepare(poems, tmp_path / "out", progress=quiet)
+    assert str(caught.value) == (
+        f"{tmp_path / 'out' / 'train-00001.bin'} cannot be written (No space left on device); make room and run again:"
+        " it goes on after the finished shards"
+    )
+    assert set(contents(tmp_path / "out")) == {"progress.json", "tokenizer.json", "train-00000.bin"}
+    prepare(poems, tmp_path / "out", progress=quiet)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_file_size_limit_of_the_system(tmp_path):
+    script = f"""
+import resource, signal
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data.tokenize import prepare
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+config = DataConfig(source="files", paths={str(tmp_path / "story.txt")!r}, tokenizer="characters")
+try:
+    prepare(config, {str(tmp_path / "out")!r}, progress=lambda _: None)
+except ValueError as error:
+    print(error)
+import sys
+print("tensorflow" in sys.modules)
+"""
+    (tmp_path / "story.txt").write_text(STORY * 10)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    error, tensorflow = done.stdout.splitlines()
+    assert error.startswith(f"{tmp_path / 'out' / 'train-00000.bin'} cannot be written (File too large); make room")
+    assert set(contents(tmp_path / "out")) == {"progress.json", "tokenizer.json"}
+    assert tensorflow == "False", "preparing data must not pay for importing TensorFlow"
+
+
+def test_other_options_are_refused(poems, tmp_path):
+    out = tmp_path / "out"
+    prepare(poems, out, progress=quiet)
+    with pytest.raises(InputError) as caught:
+        prepare(dataclasses.replace(poems, vocab_size=300, split="tail"), out, progress=quiet)
+    assert str(caught.value) == (
+        f"{out} holds tokens of another corpus: data.split was 'auto' and is 'tail'; data.vocab_size was 280 and is"
+        f" 300; delete {out} to make it again, or choose another workdir"
+    )
+    with open(poems.paths, "a") as file:
+        file.write('\n{"text": "new"}')
+    with pytest.raises(
+        InputError, match=r"another corpus: the corpus changed \(it was .*poems.jsonl: 1 file, 0.00 MB\);"
+    ):
+        prepare(poems, out, progress=quiet)
+    os.remove(poems.paths)
+    assert prepare(poems, out, progress=quiet).count("train") > 0  # a workdir may move to where the corpus is not
+
+
+def test_tokenizer_from_a_path(poems, tmp_path):
+    mine = train_bpe(["la la poem"], 260).save(tmp_path / "mine.json")
+    config = dataclasses.replace(poems, tokenizer=str(mine))
+    prepared = prepare(config, tmp_path / "out", progress=quiet)
+    assert prepared.tokenizer.to_json() == mine.read_text()
+    prepare(config, tmp_path / "out", progress=quiet)
+    train_bpe(["other text"], 260).save(mine)
+    with pytest.raises(InputError, match=r"the tokenizer at .*mine.json changed; delete .*out to make it again"):
+        prepare(config, tmp_path / "out", progress=quiet)
+
+
+def test_damaged_folders(poems, tmp_path):
+    out = tmp_path / "out"
+    redo = f"; delete {out} to make it again, or choose another workdir$"
+    with pytest.raises(
+        InputError, match=r"out holds no manifest.json, so no tokens; run scripts/prepare_data.py first$"
+    ):
+        load_prepared(out)
+    prepared = prepare(poems, out, progress=quiet)
+    shard = out / "train-00002.bin"
+    data = shard.read_bytes()
+
+    shard.write_bytes(data[:-2] + b"??")
+    with pytest.raises(InputError, match=r"train-00002.bin is corrupted: its sha256 is not [0-9a-f]{64}" + redo):
+        prepared.verify()
+    shard.write_bytes(data[:-1])
+    with pytest.raises(InputError, match=r"train-00002.bin is cut: it has 199 bytes of 200" + redo):
+        load_prepared(out)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"train-00002.bin is missing" + redo):
+        prepare(poems, out, progress=quiet)
+    (out / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(InputError, match=r"out has format 99, this version reads 1" + redo):
+        load_prepared(out)
+    (out / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest.json is corrupted \(Expecting property name .*\)" + redo):
+        load_prepared(out)
+
+
+def test_wrong_arguments(poems, tmp_path):
+    prepared = prepare(poems, tmp_path / "out", progress=quiet)
+    with pytest.raises(InputError, match=r"^split is 'test'; it must be 'train' or 'validation'$"):
+        prepared.count("test")
+    with pytest.raises(InputError, match=r"poems.jsonl cannot be made \(.*\); choose another workdir$"):
+        prepare(poems, poems.paths, progress=quiet)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40), min_size=2, max_size=12),
+    st.integers(1, 30),
+)
+def test_round_trip(tmp_path_factory, texts, tokens_per_shard):
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "x.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    config = DataConfig(
+        source="files", paths=str(folder), tokenizer="characters", split="tail", tokens_per_shard=tokens_per_shard
+    )
+    kept = [text for text in texts if text.strip()]
+    if sum(map(len, kept)) < 20:
+        return
+    prepared = prepare(config, folder / "out", progress=quiet)
+    both = [*tokens(prepared, "train"), *tokens(prepared, "validation")]
+    assert prepared.tokenizer.decode(both) == "".join(kept)
+    assert both.count(prepared.tokenizer.end_of_text) == len(kept)
+    assert prepared.count("train") + prepared.count("validation") == len(both)
