@@ -1,9 +1,10 @@
-"""Batches from token shards with tf.data; the one module of this package that imports TensorFlow for data.
+"""Tokens to batches: `{"tokens": int32 [B, T+1], "mask": bool [B, T]}`, True where a predicted token counts.
 
-A batch is `{"tokens": int32 [B, T + 1], "mask": bool [B, T]}` as training/step.py takes it, and a function of
-(seed, step) alone: nothing about the order needs to be saved, and starting at any step is immediate.
+Training order is a function of (seed, step), so a run resumes at any step at once and without a buffer to restore.
+The only module of the package that imports TensorFlow, which it keeps away from accelerators.
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,29 +14,38 @@ from gpt2_jax.data.tokenize import Prepared
 from gpt2_jax.errors import InputError
 
 tf.config.set_visible_devices([], "GPU")
+tf.config.set_visible_devices([], "TPU")
 
-Batch = dict[str, np.ndarray]
+PREFETCHED_BATCHES = 4
 
 
-class Windows:
-    """The tokens of a split as one array over its memory-mapped shards."""
+class TokenStream:
+    """The shards of a split as one sequence of tokens, left on disk."""
 
     def __init__(self, prepared: Prepared, split: str):
-        self._shards = prepared.shards(split)
-        self._starts = np.cumsum([0] + [len(shard) for shard in self._shards])
-        self.count = int(self._starts[-1])
+        self._shards = [np.asarray(shard) for shard in prepared.tokens(split)]  # plain views slice faster than memmaps
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
 
-    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """int32 [len(starts), length]: windows that may cross shards; past the end come zeros."""
-        rows = np.zeros((len(starts), length), np.int32)
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """Tokens `start` to `start + length` [length]; fewer at the end."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        parts = []
+        for shard, end in zip(self._shards[first:], self._ends[first:]):
+            offset = start - int(end) + len(shard)
+            parts.append(shard[offset : offset + length])
+            start, length = start + len(parts[-1]), length - len(parts[-1])
+            if length == 0:
+                break
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Whole windows from `starts` [B]: int32 [B, length]."""
+        rows = np.empty((len(starts), length), np.int32)
         for row, start in zip(rows, starts.tolist()):
-            shard = int(np.searchsorted(self._starts, start, side="right")) - 1
-            filled = 0
-            while filled < length and shard < len(self._shards):
-                part = self._shards[shard][start + filled - self._starts[shard] :][: length - filled]
-                row[filled : filled + len(part)] = part
-                filled += len(part)
-                shard += 1
+            row[:] = self.window(start, length)
         return rows
 
 
@@ -48,53 +58,56 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
-    """Endless shuffled batches of the training split.
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of shuffled windows of the training split, without end.
 
-    Each epoch lays a grid of windows over the corpus, at an offset of its own, and takes each window once, in a
-    pseudo-random order computed from (seed, epoch).
+    Each epoch lays a grid of windows, `sequence_length` apart, at a random offset, and visits each window once. Batch
+    k is the same for every `start_step <= k` and every `process_count`, whose processes get consecutive rows of it.
 
     Args:
-      prepared: the token shards.
-      batch_size: B of all processes together.
-      sequence_length: T.
-      seed: of the order.
-      start_step: the first batch's number.
-      process_index, process_count: which B / process_count rows of each batch to yield.
+      batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
+      sequence_length: tokens predicted per row, T.
+      seed: of the offsets and of the order.
+      start_step: the first batch.
 
     Raises:
-      InputError: a context longer than the split, or a batch that the processes cannot share.
+      InputError: a training split shorter than one window, or a batch that the processes cannot share.
     """
-    windows = Windows(prepared, "train")
-    T, rows = sequence_length, _rows(batch_size, process_count)
-    if windows.count < T + 1:
+    rows = _rows(batch_size, process_index, process_count)
+    stream, T = TokenStream(prepared, "train"), sequence_length
+    if len(stream) < T + 1:
         raise InputError(
-            f"the training split has {windows.count} tokens and a training.sequence_length of {T} needs {T + 1}; use a "
-            "shorter one (--config.model.n_positions=... or --config.training.sequence_length=...) or more text"
+            f"the training split has {len(stream)} tokens; training.sequence_length is {T} and needs at least {T + 1}:"
+            " use a shorter context (--config.model.n_positions=...) or more text"
         )
-    # Offsets go from 0 to T - 1, fewer where the corpus is so short that a window would be lost.
-    offsets = min(T, windows.count - T)
-    per_epoch = (windows.count - offsets) // T
-    seed = seed % 2**31
+    per_epoch = max(1, (len(stream) - T) // T)
+    offsets = min(T, len(stream) - per_epoch * T)
 
-    def locate(example: tf.Tensor) -> tf.Tensor:
-        epoch, position = example // per_epoch, example % per_epoch
-        epoch_seed = tf.stack([tf.cast(seed, tf.int32), tf.cast(epoch, tf.int32)])
-        window = tf.random.experimental.index_shuffle(position, seed=epoch_seed, max_index=per_epoch - 1)
-        offset = tf.random.stateless_uniform([], epoch_seed, maxval=offsets, dtype=tf.int64)
-        return offset + window * T
+    @functools.lru_cache(maxsize=8)
+    def grid_offset(epoch: int) -> int:
+        return int(np.random.default_rng([seed, epoch]).integers(offsets))
 
-    def gather(starts: np.ndarray) -> np.ndarray:
-        return windows.gather(starts, T + 1)
+    def gather(epochs: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return stream.windows(positions * T + list(map(grid_offset, epochs.tolist())), T + 1)
 
-    # Example i of the whole run is row i % B of step i // B: this process's rows of each step, in order.
-    step_starts = tf.data.Dataset.range(start_step * batch_size, np.iinfo(np.int64).max - batch_size, batch_size)
-    first = process_index * rows
-    examples = step_starts.flat_map(lambda start: tf.data.Dataset.range(start + first, start + first + rows))
-    batches = examples.map(locate).batch(rows).map(lambda starts: tf.numpy_function(gather, [starts], tf.int32))
-    mask = np.ones((rows, T), bool)
-    for tokens in batches.with_options(_options()).prefetch(4).as_numpy_iterator():
-        yield {"tokens": tokens, "mask": mask}
+    def batch(step: tf.Tensor) -> tf.Tensor:
+        examples = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        epochs = examples // per_epoch
+        # The raw op shuffles every index with its own seed; tf.random.experimental.index_shuffle takes one seed a call.
+        positions = tf.raw_ops.RandomIndexShuffle(
+            index=examples % per_epoch,
+            seed=tf.stack([tf.fill([len(rows)], tf.constant(seed, tf.int64)), epochs, tf.zeros_like(epochs)], axis=1),
+            max_index=tf.constant(per_epoch - 1, tf.int64),
+            rounds=4,
+        )
+        return tf.numpy_function(gather, [epochs, positions], tf.int32, stateful=False)
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1  # the cores are for the training step
+    options.autotune.enabled = False
+    batches = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max // batch_size)
+    batches = batches.map(batch).prefetch(PREFETCHED_BATCHES).with_options(options)
+    return ({"tokens": tokens, "mask": np.ones((len(rows), T), bool)} for tokens in batches.as_numpy_iterator())
 
 
 def evaluation_batches(
@@ -105,50 +118,47 @@ def evaluation_batches(
     windows: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
-    """The same windows of the validation split each time: T predictions each, none of them twice.
+) -> Iterator[dict[str, np.ndarray]]:
+    """The validation split in order, once: every token but the first is predicted in exactly one window.
+
+    What the last window and the last batch lack is token 0 with mask False; all processes get as many batches.
 
     Args:
-      prepared, batch_size, sequence_length, process_index, process_count: as in `train_batches`.
-      windows: how many, spread evenly over the split; 0 takes all, which predicts each token but the first once.
-
-    Yields:
-      Batches of full size; positions and rows past the end have a mask of False.
+      batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
+      sequence_length: tokens predicted per row, T.
+      windows: take only so many windows, evenly spread; 0 takes all.
 
     Raises:
       InputError: fewer than two validation tokens, or a batch that the processes cannot share.
     """
-    tokens = Windows(prepared, "validation")
-    T, rows = sequence_length, _rows(batch_size, process_count)
-    if tokens.count < 2:
+    rows = _rows(batch_size, process_index, process_count)
+    stream, T = TokenStream(prepared, "validation"), sequence_length
+    if len(stream) < 2:
         raise InputError(
-            f"the validation split has {tokens.count} token; at least 2 are needed: raise "
-            "data.validation_fraction or add text"
+            f"the validation split has {len(stream)} token, and predicting needs 2: use more text or a larger"
+            " --config.data.validation_fraction"
         )
-    starts = np.arange(0, tokens.count - 1, T)
-    if 0 < windows < len(starts):
-        starts = starts[np.arange(windows) * len(starts) // windows]
-    for first in range(0, len(starts), batch_size):
-        own = starts[first : first + batch_size][process_index * rows : (process_index + 1) * rows]
-        batch = np.zeros((rows, T + 1), np.int32)
-        mask = np.zeros((rows, T), bool)
-        batch[: len(own)] = tokens.gather(own, T + 1)
-        mask[: len(own)] = own[:, None] + np.arange(1, T + 1) < tokens.count
-        yield {"tokens": batch, "mask": mask}
+    total = -(-(len(stream) - 1) // T)
+    chosen = np.linspace(0, total - 1, windows).round().astype(int) if 0 < windows < total else np.arange(total)
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for first in range(0, len(chosen), batch_size):
+            tokens, mask = np.zeros((len(rows), T + 1), np.int32), np.zeros((len(rows), T), bool)
+            for row, window in enumerate(chosen[first + rows.start : min(first + rows.stop, len(chosen))].tolist()):
+                found = stream.window(window * T, T + 1)
+                tokens[row, : len(found)] = found
+                mask[row, : len(found) - 1] = True
+            yield {"tokens": tokens, "mask": mask}
+
+    return batches()
 
 
-def _rows(batch_size: int, process_count: int) -> int:
+def _rows(batch_size: int, process_index: int, process_count: int) -> range:
+    """This process's rows of the global batch."""
     if batch_size % process_count:
         raise InputError(
-            f"a batch of {batch_size} sequences cannot be shared by {process_count} processes; use a multiple"
+            f"batch_size is {batch_size}; it must be a multiple of the number of processes ({process_count}), which"
+            " share it: change --config.training.batch_size or --config.evaluation.batch_size"
         )
-    return batch_size // process_count
-
-
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = 1  # the cores are the training step's
-    options.threading.max_intra_op_parallelism = 1
-    return options
+    size = batch_size // process_count
+    return range(process_index * size, (process_index + 1) * size)

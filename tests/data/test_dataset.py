@@ -1,0 +1,185 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data.dataset import TokenStream, evaluation_batches, tf, train_batches
+from gpt2_jax.data.tokenize import prepare
+from gpt2_jax.errors import InputError
+
+
+@dataclasses.dataclass
+class Counted:
+    """Tokens 0, 1, 2, ... in shards: a token is its own position."""
+
+    train: int
+    validation: int = 0
+    shard: int = 10**9
+
+    def tokens(self, split: str) -> list[np.ndarray]:
+        n = getattr(self, split)
+        return np.split(np.arange(n, dtype=np.uint32), range(self.shard, n, self.shard))
+
+
+def take(batches, n: int) -> np.ndarray:
+    """The tokens of `n` batches [n, B, T+1]."""
+    return np.stack([batch["tokens"] for batch in itertools.islice(batches, n)])
+
+
+@given(st.integers(1, 50), st.integers(1, 60), st.data())
+def test_windows_cross_shards(shard, n, data):
+    stream = TokenStream(Counted(n, shard=shard), "train")
+    start = data.draw(st.integers(0, n - 1))
+    length = data.draw(st.integers(1, 70))
+    assert len(stream) == n
+    assert stream.window(start, length).tolist() == list(range(start, min(start + length, n)))
+    whole = np.array([i for i in (start, 0) if i + length <= n], int)
+    assert stream.windows(whole, length).tolist() == [list(range(i, i + length)) for i in whole]
+
+
+@pytest.mark.parametrize("n", [9, 10, 15, 16, 17, 24, 25, 1000, 1007])
+def test_every_epoch_visits_each_window_once(n):
+    T, epochs = 8, 6
+    windows = max(1, (n - T) // T)
+    rows = take(train_batches(Counted(n, shard=7), batch_size=1, sequence_length=T, seed=3), windows * epochs)[:, 0]
+    assert (np.diff(rows) == 1).all()
+    assert rows.max() < n
+    starts = rows[:, 0].reshape(epochs, windows)
+    for epoch in starts:
+        assert np.diff(np.sort(epoch)).tolist() == [T] * (windows - 1)
+        assert 0 <= epoch.min() < T
+    if windows > 10:
+        assert len({tuple(np.argsort(epoch)) for epoch in starts}) == epochs
+        assert len({epoch.min() for epoch in starts}) > 1
+
+
+def test_batches_cross_epochs():
+    n, T = 100, 8
+    windows = (n - T) // T
+    one_by_one = take(train_batches(Counted(n), batch_size=1, sequence_length=T, seed=0), 3 * windows)
+    together = take(train_batches(Counted(n), batch_size=3, sequence_length=T, seed=0), windows)
+    assert together.reshape(-1, T + 1).tolist() == one_by_one.reshape(-1, T + 1).tolist()
+
+
+def test_what_a_batch_is():
+    batch = next(train_batches(Counted(100), batch_size=4, sequence_length=8, seed=0))
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "tokens": ((4, 9), np.int32),
+        "mask": ((4, 8), bool),
+    }
+    assert batch["mask"].all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**40), st.integers(0, 40), st.sampled_from([1, 2, 3, 6]), st.integers(0, 10**6))
+def test_resumed_and_shared_batches_are_the_same(seed, step, processes, base):
+    make = lambda **more: train_batches(Counted(500, shard=123), batch_size=6, sequence_length=16, seed=seed, **more)
+    uninterrupted = take(make(start_step=base), step + 2)
+    assert (take(make(start_step=base + step), 2) == uninterrupted[step:]).all()
+    shared = [take(make(start_step=base + step, process_index=p, process_count=processes), 2) for p in range(processes)]
+    assert (np.concatenate(shared, axis=1) == uninterrupted[step:]).all()
+
+
+def test_far_steps_come_at_once():
+    batches = train_batches(Counted(10**6), batch_size=512, sequence_length=1024, seed=1, start_step=10**12)
+    assert next(batches)["tokens"].shape == (512, 1025)
+
+
+def test_the_order_is_that_of_earlier_versions():
+    """A run resumed after an upgrade of TensorFlow or numpy must go on with the same batches."""
+    batches = train_batches(Counted(100), batch_size=6, sequence_length=8, seed=7)
+    assert take(batches, 3)[:, :, 0].tolist() == [
+        [23, 31, 63, 87, 39, 71],
+        [79, 55, 47, 7, 15, 70],
+        [86, 54, 62, 14, 78, 46],
+    ]
+
+
+def test_seeds_differ():
+    first, second = (take(train_batches(Counted(5000), batch_size=8, sequence_length=8, seed=s), 4) for s in (1, 2))
+    assert (first != second).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+@pytest.mark.parametrize("n", [2, 8, 9, 10, 17, 100])
+def test_evaluation_predicts_each_token_once(n, batch_size):
+    predicted = []
+    for batch in evaluation_batches(Counted(0, n, shard=5), batch_size=batch_size, sequence_length=8):
+        tokens, mask = batch["tokens"], batch["mask"]
+        assert (tokens.shape, tokens.dtype, mask.shape, mask.dtype) == (
+            (batch_size, 9),
+            np.int32,
+            (batch_size, 8),
+            bool,
+        )
+        assert (tokens[:, 1:] - tokens[:, :-1] == 1)[mask].all()
+        assert (tokens[:, 1:][~mask] == 0).all()
+        predicted += tokens[:, 1:][mask].tolist()
+    assert predicted == list(range(1, n))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("windows", [0, 5])
+def test_evaluation_is_shared_out(processes, windows):
+    make = lambda **more: list(
+        evaluation_batches(Counted(0, 150), batch_size=6, sequence_length=8, windows=windows, **more)
+    )
+    parts = [make(process_index=p, process_count=processes) for p in range(processes)]
+    alone = make()
+    assert {len(part) for part in parts} == {len(alone)}
+    for key in ("tokens", "mask"):
+        for i, batch in enumerate(alone):
+            assert (np.concatenate([part[i][key] for part in parts]) == batch[key]).all()
+
+
+@pytest.mark.parametrize(
+    ("windows", "starts"), [(1, [0]), (3, [0, 48, 96]), (13, range(0, 97, 8)), (99, range(0, 97, 8))]
+)
+def test_evaluation_windows_are_spread(windows, starts):
+    batches = evaluation_batches(Counted(0, 100), batch_size=4, sequence_length=8, windows=windows)
+    found = [int(row[0]) for b in batches for row, mask in zip(b["tokens"], b["mask"]) if mask.any()]
+    assert found == list(starts)
+
+
+def test_errors():
+    def message(batches, prepared, **options):
+        with pytest.raises(InputError) as caught:
+            batches(prepared, **{"batch_size": 4, "sequence_length": 1024} | options)
+        return str(caught.value)
+
+    assert message(train_batches, Counted(812), seed=0) == (
+        "the training split has 812 tokens; training.sequence_length is 1024 and needs at least 1025: use a shorter"
+        " context (--config.model.n_positions=...) or more text"
+    )
+    assert message(evaluation_batches, Counted(0, 1)) == (
+        "the validation split has 1 token, and predicting needs 2: use more text or a larger"
+        " --config.data.validation_fraction"
+    )
+    for batches, options in ((train_batches, {"seed": 0}), (evaluation_batches, {})):
+        assert message(batches, Counted(2000, 2000), process_count=3, **options) == (
+            "batch_size is 4; it must be a multiple of the number of processes (3), which share it: change"
+            " --config.training.batch_size or --config.evaluation.batch_size"
+        )
+
+
+def test_prepared_text_comes_back(tmp_path):
+    text = "".join(f"line {i} of the story\n" for i in range(300))
+    (tmp_path / "story.txt").write_text(text)
+    config = DataConfig(
+        source="files", paths=str(tmp_path / "story.txt"), tokenizer="characters", tokens_per_shard=1000
+    )
+    prepared = prepare(config, tmp_path / "data", progress=lambda _: None)
+    assert len(prepared.tokens("train")) > 3
+    batch = next(train_batches(prepared, batch_size=16, sequence_length=300, seed=0))
+    assert all(prepared.tokenizer.decode(row) in text for row in batch["tokens"])
+    (batch,) = evaluation_batches(prepared, batch_size=1, sequence_length=1000)
+    validation = text[int(len(text) * 0.95) :]
+    assert prepared.tokenizer.decode(batch["tokens"][0][: len(validation)]) == validation
+
+
+def test_tensorflow_sees_no_accelerator():
+    assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}
