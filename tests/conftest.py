@@ -1,0 +1,34 @@
+"""Eight simulated devices for every test, and what several test files share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax.model import GPT2, GPT2Config
+
+jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> GPT2Config:
+    """Three layers and an odd vocabulary, without dropout; initial weights large enough that logits differ."""
+    return GPT2Config(
+        vocab_size=101, n_positions=32, n_embd=32, n_layer=3, n_head=4, initializer_range=0.2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny: GPT2Config) -> GPT2:
+    return jax.jit(GPT2, static_argnums=0)(tiny, jax.random.key(0))
+
+
+@pytest.fixture
+def tokens(tiny: GPT2Config) -> np.ndarray:
+    """int32 [2, 16]."""
+    return np.random.default_rng(0).integers(0, tiny.vocab_size, (2, 16), np.int32)

@@ -1,0 +1,81 @@
+import dataclasses
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from gpt2_jax import Config, InputError, default_config
+from gpt2_jax.config import DataConfig, OptimizerConfig
+
+
+def test_defaults_make_a_config_and_come_back_from_a_dict():
+    config = Config.from_dict(default_config().to_dict(), vocab_size=100)
+    assert config.model.vocab_size == 100 and config.sequence_length == 1024
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_every_option_is_in_the_default_config():
+    defaults = default_config().to_dict()
+    config = Config.from_dict(defaults)
+    for field in dataclasses.fields(config):
+        assert set(defaults[field.name]) == {f.name for f in dataclasses.fields(getattr(config, field.name))}
+
+
+@pytest.mark.parametrize("file", ["configs/quickstart.py", "configs/shakespeare_char.py"])
+def test_shipped_configs_are_valid(file, pytestconfig):
+    from runpy import run_path
+
+    options = run_path(str(pytestconfig.rootpath / file))["get_config"]().to_dict()
+    assert Config.from_dict(options, vocab_size=4096).model.n_layer >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modle": {}}, "config has no 'modle'; did you mean 'model'?"),
+        ({"training": {"step": 3}}, "config.training has no 'step'; did you mean 'steps'?"),
+        ({"training": {"xyzzy": 3}}, "config.training has no 'xyzzy'; known: steps, batch_size"),
+        ({"training": {"steps": 3.5}}, "training.steps is 3.5; it must be of type int"),
+        ({"model": {"n_inner": "x"}}, "model.n_inner is 'x'; it must be of type int or none"),
+        ({"data": {"split": "tial"}}, "data.split is 'tial'; it must be 'auto' or 'document' or 'tail'"),
+        ({"data": {"source": "files"}}, "data.paths is ''; it must be one or more files, folders or globs"),
+        ({"data": {"paths": "a.txt"}}, "data.paths is 'a.txt'; it must be empty unless data.source is 'files'"),
+        ({"data": {"validation_fraction": 1.0}}, "data.validation_fraction is 1.0; it must be between 0 and 1"),
+        ({"data": {"vocab_size": 200}}, "data.vocab_size is 200; it must be from 257"),
+        ({"optimizer": {"learning_rate": -1}}, "optimizer.learning_rate is -1.0; it must be above 0"),
+        ({"optimizer": {"final_learning_rate": 1.0}}, "final_learning_rate is 1.0; it must be from 0 to the peak"),
+        ({"optimizer": {"warmup_steps": 2000}}, r"warmup_steps is 2000; it must be at most training.steps \(1000\)"),
+        ({"optimizer": {"schedule": "cosin"}}, "optimizer.schedule is 'cosin'; it must be 'cosine' or"),
+        ({"training": {"accumulation_steps": 3}}, r"accumulation_steps is 3; it must be a divisor of training.batch"),
+        ({"training": {"sequence_length": 2000}}, r"sequence_length is 2000; it must be at most model.n_positions"),
+        ({"training": {"loss_chunks": 3}}, r"loss_chunks is 3; it must be a divisor of the sequence length \(1024\)"),
+        ({"mesh": {"data": 0}}, "mesh.data is 0; it must be at least 1, or -1"),
+        ({"mesh": {"data": -1, "model": -1}}, "-1 on one axis at most"),
+        ({"checkpoint": {"keep": 0}}, "checkpoint.keep is 0; it must be at least 1"),
+        ({"model": {"n_head": 7}}, "model.n_head is 7, which does not divide model.n_embd"),
+    ],
+)  # fmt: skip
+def test_bad_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        Config.from_dict(options)
+
+
+def test_an_int_is_a_float_but_a_bool_is_no_int():
+    assert Config.from_dict({"optimizer": {"weight_decay": 0}}).optimizer.weight_decay == 0.0
+    with pytest.raises(InputError, match=r"training\.steps is True"):
+        Config.from_dict({"training": {"steps": True}})
+
+
+def test_groups_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DataConfig().source = "files"
+    assert OptimizerConfig() == OptimizerConfig()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections' own
+def test_command_line_overrides(pytestconfig):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    file = str(pytestconfig.rootpath / "configs/quickstart.py")
+    values(["train", f"--config={file}", "--config.optimizer.learning_rate=1e-2", "--config.model.n_inner=64"])
+    assert values.config.optimizer.learning_rate == 1e-2 and values.config.model.n_inner == 64
