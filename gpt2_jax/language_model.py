@@ -82,7 +82,7 @@ class LanguageModel:
         Raises:
           InputError: a setting out of range, ids outside the vocabulary, or a prompt that does not fit the context.
         """
-        several = not isinstance(prompt, str) and len(prompt) > 0 and not np.isscalar(prompt[0])
+        several = not isinstance(prompt, str) and any(isinstance(p, str) or np.ndim(p) > 0 for p in prompt)
         if num_return_sequences < 1:
             raise InputError(f"num_return_sequences is {num_return_sequences}; it must be at least 1")
         prompts = [self._encode(p) for p in (prompt if several else [prompt]) for _ in range(num_return_sequences)]

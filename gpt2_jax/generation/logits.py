@@ -85,7 +85,7 @@ def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
 
 def keep_above(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Keeps the logits at or above the highest threshold at which `enough(kept [B, V]) -> bool [B]` still holds."""
-    bits = jax.lax.bitcast_convert_type(logits, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)  # -0.0 is no less than 0.0
     sign = jnp.uint32(1 << 31)
     order = jnp.where(bits < sign, bits | sign, ~bits)  # unsigned integers in the order of the floats
 
