@@ -1,8 +1,9 @@
-"""A GPT-2 that writes Python within minutes on a laptop: the standard library's own source, nothing to download.
+"""A GPT-2 that writes Python after minutes on a laptop: the standard library's own source, nothing to download.
 
     python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-TODO arithmetic
+4 sequences x 128 tokens = 512 tokens a step; 2,400 steps = 1.2 M tokens of 3.4 characters, about
+40 % of the corpus. 1.6 M parameters, 0.68 M of them embeddings. Small batches and many steps: at this length, steps count for more than tokens.
 """
 
 from ml_collections import ConfigDict
@@ -13,14 +14,16 @@ from gpt2_jax import default_config
 def get_config() -> ConfigDict:
     config = default_config()
 
-    config.model.n_layer = 4
-    config.model.n_head = 4
-    config.model.n_embd = 128
-    config.model.n_positions = 256
+    config.model.n_layer = 3
+    config.model.n_head = 5
+    config.model.n_embd = 160
+    config.model.n_positions = 128
+    config.model.initializer_range = 0.05
     config.model.resid_pdrop = config.model.embd_pdrop = config.model.attn_pdrop = 0.0
-    config.model.scan_unroll = 4
+    config.model.scan_unroll = 3
 
     config.data.source = "stdlib"
+    config.data.tokenizer = "bpe"
     config.data.vocab_size = 4096
     config.data.validation_fraction = 0.02
 
@@ -29,11 +32,14 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 50
     config.optimizer.beta2 = 0.99
 
-    config.training.steps = 600
-    config.training.batch_size = 8
-    config.training.sample_prompt = "def "
+    config.training.steps = 2400
+    config.training.batch_size = 4
+    config.training.log_every = 20
+    config.training.sample_prompt = "    def __init__(self"
+    config.training.sample_tokens = 120
 
-    config.evaluation.every = 100
-    config.evaluation.windows = 64
-    config.checkpoint.every = 200
+    config.evaluation.every = 200
+    config.evaluation.windows = 128
+    config.evaluation.batch_size = 32
+    config.checkpoint.every = 400
     return config

@@ -21,8 +21,8 @@ from gpt2_jax.config import DataConfig
 from gpt2_jax.errors import InputError
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet")
-STDLIB_LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
-STDLIB_PROSE = "pydoc_data/topics.py"
+# Not the library; its tests; tables of characters and a book of prose, from which no Python is learnt.
+STDLIB_LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"})
 PARQUET_ROWS = 256
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -112,8 +112,7 @@ def open_source(config: DataConfig) -> Source:
     """
     if config.source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
-        found = [(path.relative_to(root).as_posix(), path) for path in _walk(root, STDLIB_LEFT_OUT, (".py",))]
-        files = [(name, path) for name, path in found if name != STDLIB_PROSE]
+        files = [(path.relative_to(root).as_posix(), path) for path in _walk(root, STDLIB_LEFT_OUT, (".py",))]
         if not files:
             raise InputError(
                 f"data.source is 'stdlib', but {root} holds no .py files; use --config.data.source=files with paths"
