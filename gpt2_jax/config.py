@@ -321,6 +321,20 @@ def default_config() -> ConfigDict:
     return ConfigDict(groups)
 
 
+def check_overrides(arguments: list[str]) -> None:
+    """Raises `InputError` for a `--config.group.option=value` among command-line arguments that names no option."""
+    kinds = _groups()
+    for argument in arguments:
+        path = argument.lstrip("-").split("=")[0].split(".")
+        if not argument.startswith("-") or path[0] != "config" or len(path) == 1:
+            continue
+        _check_name(path[1], kinds, "config")
+        options = get_type_hints(kinds[path[1]])
+        if len(path) != 3:
+            raise InputError(f"{argument} names no option; config.{path[1]} has {', '.join(options)}")
+        _check_name(path[2], options, f"config.{path[1]}")
+
+
 def suggest(name: str, known: list[str]) -> str:
     """The end of an error about an unknown `name`: the nearest known one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

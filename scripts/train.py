@@ -3,10 +3,11 @@
     python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python scripts/train.py --config=configs/quickstart.py --workdir=runs/wide --config.model.n_embd=256
 
-`python scripts/train.py --config=configs/quickstart.py --workdir=runs/x --helpfull` lists every option; config.py
-explains them.
+Every option and its meaning is in gpt2_jax/config.py; `--config=FILE --help` shows these flags.
 """
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,23 +15,36 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import InputError, compilation_cache
+from gpt2_jax.config import check_overrides
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run found there goes on.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    try:
+        check_overrides(argv[1:])
+        return app.parse_flags_with_usage(argv)
+    except (InputError, OSError) as error:  # OSError: no such config file
+        sys.exit(f"error: {error}")
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options look like --config.training.steps=100")
     compilation_cache.enable()
-    from gpt2_jax.training.loop import train  # TensorFlow takes seconds: after the flags are known to be right
-
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on what it was built for
     workdir = Path(WORKDIR.value)
     try:
+        from gpt2_jax.training.loop import train  # imports TensorFlow, which takes seconds
+
         outcome = train(CONFIG.value.to_dict(), workdir)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what was saved stays, and the same command goes on from there", file=sys.stderr)
+        return 128 + signal.SIGINT
     if outcome.signal is not None:
         print(f"stopped and saved at step {outcome.step}; to go on, run the same command again")
         return 128 + outcome.signal
@@ -40,4 +54,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

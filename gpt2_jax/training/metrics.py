@@ -3,16 +3,20 @@
 Importing this imports TensorFlow (by clu's TensorBoard writer).
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from clu import metric_writers
+from jax.sharding import Mesh
 
+from gpt2_jax.config import Config
 from gpt2_jax.model import GPT2Config
 
 # bfloat16 FLOP/s of one device, dense, from the makers' data sheets; the first pattern in `device_kind` decides.
@@ -90,13 +94,57 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def make_writer(workdir: Path, *, from_step: int) -> metric_writers.MetricWriter:
+@contextlib.contextmanager
+def open_writer(workdir: Path, *, from_step: int) -> Iterator[metric_writers.MetricWriter]:
     """Writes to `<workdir>/tensorboard` and `<workdir>/metrics.jsonl`; on processes but the first, to nowhere."""
-    if jax.process_index() != 0:
-        return metric_writers.MultiWriter([])
-    return metric_writers.MultiWriter(
-        [
-            metric_writers.SummaryWriter(str(workdir / "tensorboard")),
-            JsonlWriter(workdir / "metrics.jsonl", from_step=from_step),
-        ]
-    )
+    writers = []
+    if jax.process_index() == 0:
+        writers.append(metric_writers.SummaryWriter(str(workdir / "tensorboard")))
+        writers.append(JsonlWriter(workdir / "metrics.jsonl", from_step=from_step))
+    writer = metric_writers.MultiWriter(writers)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+class Meter:
+    """Speed since it was last read, with the time spent on evaluation and checkpoints left out."""
+
+    def __init__(self, config: Config, parameters: int, mesh: Mesh):
+        self._tokens_per_step = config.training.batch_size * config.sequence_length
+        peak = peak_flops(mesh.devices.flat[0])
+        self._flops_per_token = flops_per_token(config.model, parameters, config.sequence_length)
+        self._peak = None if peak is None else peak * mesh.size
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Starts the clock anew, after something that is not training."""
+        self._since = time.perf_counter()
+
+    def waiting(self, get: Callable[[], Any]) -> Any:
+        """`get()`, its time counted as waiting for data."""
+        start = time.perf_counter()
+        result = get()
+        self._waited += time.perf_counter() - start
+        return result
+
+    def count_step(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._since
+        self._since = now
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """tokens_per_second, step_seconds, data_wait (share of the time) and, on a known device, mfu."""
+        speed = self._steps * self._tokens_per_step / self._seconds
+        values = {
+            "tokens_per_second": speed,
+            "step_seconds": self._seconds / self._steps,
+            "data_wait": min(1.0, self._waited / self._seconds),
+        }
+        if self._peak is not None:
+            values["mfu"] = speed * self._flops_per_token / self._peak
+        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+        return values

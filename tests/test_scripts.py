@@ -1,0 +1,102 @@
+"""scripts/train.py as a user runs it: processes, signals, exit codes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+@pytest.fixture
+def command(tmp_path, pytestconfig):
+    """A command line for a small run, with changes."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("the rain in spain stays mainly in the plain. " * 100)
+    root = pytestconfig.rootpath
+
+    def build(*changes):
+        fixed = [
+            "data.paths=" + str(corpus), "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "training.steps=200",
+            "training.log_every=1", "training.batch_size=8", "evaluation.batch_size=8", "checkpoint.every=50",
+            "optimizer.warmup_steps=10",
+        ]  # fmt: skip
+        return [
+            sys.executable, str(root / "scripts/train.py"), f"--config={root / 'configs/shakespeare_char.py'}",
+            f"--workdir={tmp_path / 'run'}", *(f"--config.{option}" for option in fixed), *changes,
+        ]  # fmt: skip
+
+    return build
+
+
+def run(command):
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.training.step=5", "error: config.training has no 'step'; did you mean 'steps'?"),
+        ("--config.trainng.steps=5", "error: config has no 'trainng'; did you mean 'training'?"),
+        ("--config.training=5", "error: --config.training=5 names no option; config.training has steps, batch_size"),
+        ("--config=nowhere.py", "error: "),
+    ],
+)
+def test_misspelt_overrides_are_refused_with_the_nearest_name(command, change, message):
+    result = run(command(change))
+    assert result.returncode != 0
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(message)
+
+
+def test_a_mistyped_value_is_refused(command):
+    result = run(command("--config.training.steps=many"))
+    assert result.returncode != 0 and "Traceback" not in result.stderr
+    assert "--config.training.steps=many" in result.stderr
+
+
+def test_a_missing_file_is_one_line(command, tmp_path):
+    result = run(command(f"--config.data.paths={tmp_path / 'missing.txt'}"))
+    assert result.returncode == 2
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and "missing.txt" in line and "Traceback" not in result.stderr
+
+
+def losses(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {(line["step"], k): line[k] for line in lines for k in ("train_loss", "val_loss") if k in line}
+
+
+def wait_for_step(process, workdir, step):
+    file = workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 180
+    while not (file.exists() and f'"step": {step},' in file.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_ctrl_c_and_a_kill_cost_no_loss_that_is_not_repeated(command, tmp_path):
+    """One run straight; one stopped by ctrl-C, then killed hard, then left to finish: the same losses to the bit."""
+    straight = tmp_path / "straight"
+    assert run(command(f"--workdir={straight}")).returncode == 0
+
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, workdir, 60)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "to go on, run the same command again" in output
+
+    process = subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, workdir, 130)
+    process.kill()
+    process.communicate()
+
+    result = run(command())
+    assert result.returncode == 0 and "resumed from step " in result.stdout, result.stderr
+    assert losses(workdir) == losses(straight)

@@ -1,0 +1,90 @@
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from gpt2_jax import InputError
+from gpt2_jax.config import MeshConfig, OptimizerConfig
+from gpt2_jax.model import GPT2Config, parameter_name
+from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
+from gpt2_jax.training.optimizer import make_optimizer
+from gpt2_jax.training.step import init_state
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "model": 1}
+    assert dict(make_mesh(MeshConfig(data=2, fsdp=-1, model=2)).shape) == {"data": 2, "fsdp": 2, "model": 2}
+    assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(data=4, model=4), "mesh.data=4, mesh.fsdp=1, mesh.model=4 is 16 devices and there are 8; set"),
+        (MeshConfig(data=-1, model=3), "mesh.data=-1, mesh.fsdp=1, mesh.model=3 needs a multiple of 3 devices"),
+        (MeshConfig(data=1), "is 1 devices and there are 8"),
+    ],
+)  # fmt: skip
+def test_a_mesh_of_other_size(config, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "batch", "message"),
+    [
+        (MeshConfig(), {}, 6, r"training.batch_size is 6 sequences, which 8 devices \(mesh.data=8 x mesh.fsdp=1\)"
+                              " cannot share; use a multiple of 8, such as 8"),
+        (MeshConfig(data=1, model=8), {}, 8, r"model.n_head is 4; it must be a multiple of mesh.model \(8\)"),
+        (MeshConfig(data=1, fsdp=8), {"n_embd": 36}, 8, r"model.n_embd is 36; it must be a multiple of mesh.fsdp"),
+        (MeshConfig(data=2, model=4), {"n_inner": 30}, 8, "model.n_inner is 30"),
+        (MeshConfig(data=2, model=4), {"vocab_multiple": 1, "vocab_size": 101}, 8, "the padded vocabulary .* is 101"),
+    ],
+)  # fmt: skip
+def test_what_the_mesh_cannot_cut(config, model, batch, message):
+    model = GPT2Config(**({"n_embd": 32, "n_head": 4} | model))
+    with pytest.raises(InputError, match=message):
+        check_mesh(make_mesh(config), model, {"training.batch_size": batch})
+
+
+def test_parameters_and_their_moments_are_cut_alike(tiny):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2))
+    check_mesh(mesh, tiny, {"training.batch_size": 4})
+    init = functools.partial(init_state, tiny, make_optimizer(OptimizerConfig(), 10), 0)
+    state = jax.jit(init, out_shardings=tree_shardings(jax.eval_shape(init), mesh))()
+    specs = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        specs.setdefault(parameter_name(path).split("model.")[-1].split("mu.")[-1].split("nu.")[-1], set()).add(
+            tuple(leaf.sharding.spec)
+        )
+    assert specs["h.attn.c_attn.kernel"] == {(None, "fsdp", None, "model")}
+    assert specs["h.attn.c_proj.kernel"] == specs["h.mlp.c_proj.kernel"] == {(None, "model", "fsdp")}
+    assert specs["h.mlp.c_fc.kernel"] == {(None, "fsdp", "model")}
+    assert specs["wte.embedding"] == {("model", "fsdp")}
+    assert specs["h.ln_1.scale"] == specs["h.mlp.c_proj.bias"] == specs["step"] == {()}
+    kernel = state.model.h.attn.c_attn.kernel[...]
+    assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+
+
+def test_a_copy_on_one_device_is_equal(tiny_model):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2))
+    cut = jax.device_put(tiny_model, tree_shardings(tiny_model, mesh))
+    copy = on_one_device(cut, mesh)
+    assert {device for x in jax.tree.leaves(copy) for device in x.devices()} == {jax.devices()[0]}
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(copy), jax.tree.leaves(tiny_model))
+
+
+def test_a_batch_is_cut_over_data_and_fsdp():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2))
+    batch = global_batch({"tokens": np.arange(40).reshape(8, 5)}, mesh)["tokens"]
+    assert batch.sharding.spec == P(("data", "fsdp")) and batch.addressable_shards[0].data.shape == (2, 5)
+    np.testing.assert_array_equal(batch, np.arange(40).reshape(8, 5))
+
+
+def test_an_empty_transformation_has_nothing_to_cut(tiny):
+    shapes = jax.eval_shape(functools.partial(init_state, tiny, optax.identity(), 0))
+    mesh = make_mesh(MeshConfig())
+    assert all(s.mesh == mesh for s in jax.tree.leaves(tree_shardings(shapes, mesh)))

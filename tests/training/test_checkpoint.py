@@ -1,0 +1,147 @@
+import functools
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from gpt2_jax import InputError
+from gpt2_jax.config import CheckpointConfig, Config, MeshConfig
+from gpt2_jax.sharding import make_mesh, tree_shardings
+from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
+from gpt2_jax.training.step import init_state
+
+CONFIG = {"model": {"n_layer": 3}}
+
+
+@pytest.fixture(scope="module")
+def init(tiny):
+    return functools.partial(init_state, tiny, optax.adam(1e-3), 0)
+
+
+@pytest.fixture(scope="module")
+def shapes(init):
+    return jax.eval_shape(init)
+
+
+@pytest.fixture(scope="module")
+def state(init, shapes):
+    """A state on a 2 x 2 x 2 mesh."""
+    return jax.jit(init, out_shardings=tree_shardings(shapes, make_mesh(MeshConfig(2, 2, 2))))()
+
+
+def at(state, step):
+    return state._replace(step=jax.numpy.full_like(state.step, step))
+
+
+def save(checkpoints, state, steps_and_losses):
+    for step, loss in steps_and_losses:
+        checkpoints.save(at(state, step), CONFIG, '{"a": 1}', loss)
+    checkpoints.wait()
+
+
+def test_a_state_comes_back_bit_for_bit_on_another_mesh(tmp_path, state, shapes):
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        save(checkpoints, state, [(7, 1.0)])
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        shardings = tree_shardings(shapes, make_mesh(MeshConfig(fsdp=8, data=1)))
+        restored = checkpoints.restore(checkpoints.find(), abstract_state(shapes, shardings))
+        assert checkpoints.read_json(7) == (CONFIG, '{"a": 1}')
+    assert int(restored.step) == 7
+    for got, want, sharding in zip(*map(jax.tree.leaves, (restored, at(state, 7), shardings))):
+        np.testing.assert_array_equal(got, want)
+        assert got.dtype == want.dtype and got.sharding == sharding
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path, state):
+    losses = [(1, 5.0), (2, 1.0), (3, 3.0), (4, 4.0), (5, None)]
+    with Checkpoints(tmp_path, CheckpointConfig(keep=2, keep_best=1)) as checkpoints:
+        save(checkpoints, state, losses)
+        assert checkpoints.steps == [2, 4, 5]
+        assert checkpoints.find("best") == 2 and checkpoints.find() == 5 and checkpoints.find(4) == 4
+        save(checkpoints, state, [(5, None)])  # once more: nothing to do
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [2, 4, 5] and checkpoints.find("best") == 2
+
+
+def test_keeping_only_the_newest(tmp_path, state):
+    with Checkpoints(tmp_path, CheckpointConfig(keep=1, keep_best=0)) as checkpoints:
+        save(checkpoints, state, [(1, 1.0), (2, 2.0), (3, 3.0)])
+        assert checkpoints.steps == [3]
+
+
+def test_nothing_found(tmp_path, state):
+    with pytest.raises(InputError, match="holds no checkpoints; give the --workdir of a training run"):
+        Checkpoints(tmp_path)
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        with pytest.raises(InputError, match="has no checkpoint yet; it is empty"):
+            checkpoints.find()
+        save(checkpoints, state, [(3, 1.0)])
+        with pytest.raises(InputError, match="has no checkpoint 4; it has 3"):
+            checkpoints.find(4)
+
+
+def test_differences_name_what_a_resumed_run_may_not_change():
+    saved = Config.from_dict({}).to_dict()
+    free = {
+        "optimizer": {"learning_rate": 1e-4},
+        "training": {"steps": 5000, "log_every": 1},
+        "model": {"dtype": "bfloat16"},
+    }
+    assert differences(saved, Config.from_dict(free).to_dict()) == []
+    fixed = {"model": {"n_layer": 6}, "training": {"seed": 1, "batch_size": 4}, "data": {"vocab_size": 300}}
+    assert differences(saved, Config.from_dict(fixed).to_dict()) == [
+        "data.vocab_size (4096 there, 300 here)",
+        "model.n_layer (12 there, 6 here)",
+        "training.batch_size (8 there, 4 here)",
+        "training.seed (0 there, 1 here)",
+    ]
+
+
+FULL_DISK = """
+import resource, sys
+import jax, optax
+from gpt2_jax import GPT2Config, InputError
+from gpt2_jax.config import CheckpointConfig
+from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.step import init_state
+
+config = GPT2Config(vocab_size=500, n_positions=8, n_embd=256, n_layer=1, n_head=1)
+state = jax.jit(lambda: init_state(config, optax.identity(), 0))()
+at = lambda step: state._replace(step=jax.numpy.full_like(state.step, step))
+with Checkpoints(sys.argv[1], CheckpointConfig()) as checkpoints:
+    checkpoints.save(at(1), {}, "", 1.0)
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    try:
+        checkpoints.save(at(2), {}, "", 1.0)
+        checkpoints.wait()
+    except InputError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+with Checkpoints(sys.argv[1], CheckpointConfig()) as checkpoints:
+    print(checkpoints.steps)
+    checkpoints.save(at(3), {}, "", 1.0)
+    checkpoints.wait()
+    print(checkpoints.steps)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="a file-size limit stands for a full disk")
+def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
+    ignore = functools.partial(signal.signal, signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails, as on a full disk
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(tmp_path)],
+        capture_output=True, text=True, preexec_fn=ignore,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    message, after, again = result.stdout.strip().splitlines()
+    assert message.startswith("could not save ") and "File too large" in message
+    assert "steps 1 are untouched: free some space and run the same command again" in message
+    assert after == "[1]" and again == "[3]"

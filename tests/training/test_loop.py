@@ -1,0 +1,179 @@
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import gpt2_jax
+from gpt2_jax import InputError
+from gpt2_jax.training import loop
+from gpt2_jax.training.checkpoint import Checkpoints
+
+TEXT = "it was the best of times, it was the worst of times; " * 60
+
+
+def options(tmp_path, steps=12, **groups):
+    """A run of seconds: characters, one layer, batches of 8 on a mesh of 8 devices."""
+    file = tmp_path / "corpus.txt"
+    if not file.exists():
+        file.write_text(TEXT)
+    config = {
+        "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 0, "resid_pdrop": 0.1},
+        "data": {"source": "files", "paths": str(file), "tokenizer": "characters", "validation_fraction": 0.2},
+        "optimizer": {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "warmup_steps": 2},
+        "training": {"steps": steps, "batch_size": 8, "log_every": 1, "sample_tokens": 0},
+        "evaluation": {"every": 4},
+        "checkpoint": {"every": 4, "keep": 2},
+    }
+    return {name: group | groups.get(name, {}) for name, group in (config | {"mesh": {}}).items()}
+
+
+def curve(workdir):
+    """{(step, name): loss} of all lines of a run; a step written twice would be an error."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    points = [
+        ((line["step"], name), line[name]) for line in lines for name in ("train_loss", "val_loss") if name in line
+    ]
+    assert len(points) == len(dict(points))
+    return dict(points)
+
+
+def parameters(workdir):
+    return jax.tree.leaves(gpt2_jax.load(workdir).model)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of 12 steps that nothing interrupts, with samples."""
+    folder = tmp_path_factory.mktemp("straight")
+    outcome = loop.train(
+        options(folder, training={"steps": 12, "sample_tokens": 5, "batch_size": 8, "log_every": 1}), folder / "run"
+    )
+    assert outcome.step == 12 and outcome.signal is None
+    return folder / "run"
+
+
+def test_a_run_leaves_everything_behind(straight):
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if "train_loss" in line]
+    assert [line["step"] for line in train] == list(range(1, 13))
+    assert set(train[0]) == {
+        "step",
+        "train_loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+        "step_seconds",
+        "data_wait",
+    }
+    val = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in val] == [0, 4, 8, 12]
+    for line in val:
+        assert line["val_perplexity"] == pytest.approx(np.exp(line["val_loss"]))
+        # One character is one byte and one token, but for the end-of-text.
+        assert line["val_bits_per_byte"] == pytest.approx(line["val_loss"] / np.log(2), rel=0.01)
+    assert val[-1]["val_loss"] < val[0]["val_loss"] - 0.3
+    assert [line["step"] for line in lines if "sample" in line] == [0, 12]
+
+    assert (straight / "perplexity.png").read_bytes().startswith(b"\x89PNG")
+    assert list((straight / "tensorboard").glob("events.*"))
+    assert json.loads((straight / "config.json").read_text())["model"]["n_layer"] == 1
+    log = (straight / "train.log").read_text()
+    assert "h.attn.c_attn.kernel" in log and "mfu: not reported" in log
+    with Checkpoints(straight) as checkpoints:
+        assert checkpoints.steps[-2:] == [8, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, straight, monkeypatch, number, capfd):
+    steps = iter(range(100))
+    plain = loop.global_batch
+
+    def interrupting(batch, mesh):
+        if batch["tokens"].shape[0] == 8 and batch["mask"].all() and next(steps) == 6:
+            os.kill(os.getpid(), number)
+        return plain(batch, mesh)
+
+    monkeypatch.setattr(loop, "global_batch", interrupting)
+    config = options(tmp_path)
+    config["data"]["paths"] = str(straight.parent / "corpus.txt")
+    outcome = loop.train(config, tmp_path / "run")
+    assert outcome.signal == number and 0 < outcome.step < 12
+    assert "stopping after this step and saving" in capfd.readouterr().out
+    monkeypatch.setattr(loop, "global_batch", plain)
+    assert loop.train(config, tmp_path / "run").step == 12
+    assert f"resumed from step {outcome.step} " in capfd.readouterr().out
+    assert curve(tmp_path / "run") == curve(straight)
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(straight))
+
+
+def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
+    def interrupting(batch, mesh):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(loop, "global_batch", interrupting)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(options(tmp_path), tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_finished_run_has_nothing_left_to_do(straight):
+    before = curve(straight)
+    config = options(straight.parent)
+    assert loop.train(config, straight).step == 12
+    assert curve(straight) == before
+
+
+def test_another_config_is_refused_and_nothing_changes(straight):
+    before = sorted(str(p) for p in straight.rglob("*")), curve(straight)
+    with pytest.raises(
+        InputError, match=r"is of another config: model.n_embd \(16 there, 32 here\). Nothing was changed"
+    ):
+        loop.train(
+            options(straight.parent, model={"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 16}), straight
+        )
+    assert (sorted(str(p) for p in straight.rglob("*")), curve(straight)) == before
+    with pytest.raises(InputError, match="holds tokens of another corpus"):
+        loop.train(options(straight.parent, data={"split": "tail"}), straight)
+    assert curve(straight) == before[1]
+
+
+def test_a_context_longer_than_the_corpus(tmp_path):
+    (tmp_path / "corpus.txt").write_text("short text")
+    with pytest.raises(InputError, match="the training split has 8 tokens"):
+        loop.train(options(tmp_path), tmp_path / "run")
+
+
+def test_a_batch_that_the_mesh_cannot_share(tmp_path):
+    with pytest.raises(InputError, match="is 6 sequences, which 8 devices .* cannot share; use a multiple of 8"):
+        loop.train(options(tmp_path, training={"batch_size": 6}), tmp_path / "run")
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer(tmp_path):
+    with pytest.raises(InputError, match="model.vocab_size is 5 and the tokenizer has"):
+        loop.train(options(tmp_path, model={"vocab_size": 5, "n_positions": 16}), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path):
+    wild = {
+        "learning_rate": 1e30,
+        "final_learning_rate": 1e30,
+        "warmup_steps": 0,
+        "clip_norm": 0.0,
+        "schedule": "constant",
+    }
+    with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf); the checkpoints from before it"):
+        loop.train(options(tmp_path, optimizer=wild), tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == []
+
+
+def test_losses_do_not_depend_on_the_mesh(tmp_path, straight):
+    loop.train(options(tmp_path, mesh={"data": 2, "fsdp": 2, "model": 2}), tmp_path / "run")
+    mine, other = curve(tmp_path / "run"), curve(straight)
+    assert mine.keys() == other.keys()
+    np.testing.assert_allclose(list(mine.values()), list(other.values()), rtol=1e-4)

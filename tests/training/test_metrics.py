@@ -1,0 +1,74 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gpt2_jax.config import Config, MeshConfig
+from gpt2_jax.model import GPT2Config
+from gpt2_jax.sharding import make_mesh
+from gpt2_jax.training import metrics
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("TPU v4", 275e12), ("TPU v5 lite", 197e12),
+     ("TPU v5p", 459e12), ("TPU v6 lite", 918e12), ("cpu", None), ("NVIDIA GeForce RTX 9999", None)],
+)  # fmt: skip
+def test_peaks_of_known_devices_only(kind, peak):
+    assert metrics.peak_flops(SimpleNamespace(device_kind=kind)) == peak
+
+
+def test_flops_of_gpt2_small():
+    # Matrices: per block 12 C^2 and 13 C of biases and norms; the tied embedding; the last norm.
+    C, L, V, T = 768, 12, 50257, 1024
+    matrices = L * (12 * C * C + 13 * C) + V * C + 2 * C
+    expected = 6 * matrices + 12 * L * C * T
+    assert metrics.flops_per_token(GPT2Config(), 124_439_808, T) == expected
+
+
+def test_mfu_is_absent_on_cpu_and_right_where_the_peak_is_known(monkeypatch):
+    config = Config.from_dict({"training": {"batch_size": 8}})
+    mesh = make_mesh(MeshConfig())
+
+    def read():
+        meter = metrics.Meter(config, 124_439_808, mesh)
+        meter.waiting(lambda: None)
+        meter.count_step()
+        return meter.read()
+
+    values = read()
+    assert set(values) == {"tokens_per_second", "step_seconds", "data_wait"} and 0 <= values["data_wait"] <= 1
+    assert values["tokens_per_second"] * values["step_seconds"] == pytest.approx(8 * 1024)
+    monkeypatch.setattr(metrics, "PEAK_FLOPS", (("cpu", 1e12),))
+    values = read()
+    flops = metrics.flops_per_token(config.model, 124_439_808, 1024)
+    assert values["mfu"] == pytest.approx(values["tokens_per_second"] * flops / (8 * 1e12))
+
+
+def test_jsonl_has_one_object_a_line_and_forgets_what_will_be_written_again(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    writer = metrics.JsonlWriter(file, from_step=0)
+    for step in (1, 2, 3):
+        writer.write_scalars(step, {"train_loss": np.float32(step)})
+    writer.write_texts(2, {"sample": "a\nb"})
+    writer.close()
+    with file.open("a") as broken:
+        broken.write('{"step": 3, "val_l')
+    writer = metrics.JsonlWriter(file, from_step=2)
+    writer.write_scalars(3, {"train_loss": 30.0})
+    writer.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"step": 1, "train_loss": 1.0},
+        {"step": 2, "train_loss": 2.0},
+        {"step": 2, "sample": "a\nb"},
+        {"step": 3, "train_loss": 30.0},
+    ]
+
+
+def test_writers_are_closed_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError), metrics.open_writer(tmp_path, from_step=0) as writer:
+        writer.write_scalars(1, {"train_loss": 1.0})
+        raise RuntimeError
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train_loss": 1.0}
+    assert list((tmp_path / "tensorboard").glob("events.*"))
