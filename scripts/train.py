@@ -25,8 +25,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         check_overrides(argv[1:])
         return app.parse_flags_with_usage(argv)
-    except (InputError, OSError) as error:  # OSError: no such config file
+    except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:  # no such config file
+        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def main(argv: list[str]) -> int:

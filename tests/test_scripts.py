@@ -15,13 +15,13 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def command(tmp_path, pytestconfig):
     """A command line for a small run, with changes."""
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("the rain in spain stays mainly in the plain. " * 100)
+    corpus.write_text("the rain in spain stays mainly in the plain.\n" * 100)
     root = pytestconfig.rootpath
 
     def build(*changes):
         fixed = [
-            "data.paths=" + str(corpus), "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "training.steps=200",
-            "training.log_every=1", "training.batch_size=8", "evaluation.batch_size=8", "checkpoint.every=50",
+            "data.paths=" + str(corpus), "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "training.steps=120",
+            "training.log_every=1", "training.batch_size=8", "evaluation.batch_size=8", "checkpoint.every=30",
             "optimizer.warmup_steps=10",
         ]  # fmt: skip
         return [
@@ -42,7 +42,7 @@ def run(command):
         ("--config.training.step=5", "error: config.training has no 'step'; did you mean 'steps'?"),
         ("--config.trainng.steps=5", "error: config has no 'trainng'; did you mean 'training'?"),
         ("--config.training=5", "error: --config.training=5 names no option; config.training has steps, batch_size"),
-        ("--config=nowhere.py", "error: "),
+        ("--config=nowhere.py", "error: Configuration is not available"),
     ],
 )
 def test_misspelt_overrides_are_refused_with_the_nearest_name(command, change, message):
@@ -86,14 +86,14 @@ def test_ctrl_c_and_a_kill_cost_no_loss_that_is_not_repeated(command, tmp_path):
 
     workdir = tmp_path / "run"
     process = subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_step(process, workdir, 60)
+    wait_for_step(process, workdir, 40)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "to go on, run the same command again" in output
 
     process = subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_step(process, workdir, 130)
+    wait_for_step(process, workdir, 80)
     process.kill()
     process.communicate()
 

@@ -132,14 +132,16 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # TensorStore reports a full disk as a ValueError
-            if not isinstance(error, OSError) and not any(reason in str(error) for reason in DISK_FAILURES):
+            reason = next((reason for reason in DISK_FAILURES if reason in str(error)), None)
+            if reason is None:
                 raise
             what = "a checkpoint" if step is None else f"the checkpoint of step {step} (or the one before it)"
-            last = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-            kept = f"steps {', '.join(map(str, self.steps))} are untouched" if self.steps else "none was there before"
+            # What is there, not what the manager remembers: it has forgotten those that this save was to replace.
+            steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
+            kept = f"steps {', '.join(map(str, steps))} are untouched" if steps else "none was there before"
             raise InputError(
-                f"could not save {what} to {self.directory}: {last.strip()[:300]}; {kept}: free some space and run "
-                "the same command again, and it goes on from there"
+                f"could not save {what} to {self.directory}: {reason}; {kept}: make room and run the same command "
+                "again, and it goes on from there"
             ) from error
 
 

@@ -167,6 +167,7 @@ class Run:
         mesh = make_mesh(unbound.mesh)
         prepared = prepare(unbound.data, workdir / "data", progress=say)
         config = bind_vocabulary(options, len(prepared.tokenizer))
+        prepared.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         parts = config.training.accumulation_steps
         check_mesh(
             mesh,
@@ -290,9 +291,9 @@ def bind_vocabulary(options: dict[str, dict[str, Any]], tokenizer_size: int) -> 
 
 
 def log_to(file: Path) -> None:
-    """Sends what libraries and this package log to a file; only warnings reach the terminal."""
+    """Sends all that is logged to a file; the terminal is left to the progress bar and what this module says."""
     handler = logging.logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.PythonFormatter())
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setLevel(logging.logging.WARNING)
+    logging.get_absl_handler().setLevel(logging.logging.CRITICAL)
     logging.logging.getLogger().addHandler(handler)

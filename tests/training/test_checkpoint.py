@@ -143,5 +143,5 @@ def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
     assert result.returncode == 0, result.stderr[-3000:]
     message, after, again = result.stdout.strip().splitlines()
     assert message.startswith("could not save ") and "File too large" in message
-    assert "steps 1 are untouched: free some space and run the same command again" in message
+    assert "steps 1 are untouched: make room and run the same command again" in message
     assert after == "[1]" and again == "[3]"

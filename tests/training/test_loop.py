@@ -149,12 +149,12 @@ def test_a_context_longer_than_the_corpus(tmp_path):
 
 
 def test_a_batch_that_the_mesh_cannot_share(tmp_path):
-    with pytest.raises(InputError, match="is 6 sequences, which 8 devices .* cannot share; use a multiple of 8"):
+    with pytest.raises(InputError, match=r"is 6 sequences, which 8 devices .* cannot share; use a multiple of 8"):
         loop.train(options(tmp_path, training={"batch_size": 6}), tmp_path / "run")
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer(tmp_path):
-    with pytest.raises(InputError, match="model.vocab_size is 5 and the tokenizer has"):
+    with pytest.raises(InputError, match=r"model\.vocab_size is 5 and the tokenizer has"):
         loop.train(options(tmp_path, model={"vocab_size": 5, "n_positions": 16}), tmp_path / "run")
 
 
