@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from gpt2_jax.data.tokenize import Prepared
+from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.errors import InputError
 
 tf.config.set_visible_devices([], "GPU")

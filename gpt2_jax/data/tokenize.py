@@ -20,60 +20,14 @@ import numpy as np
 from absl import logging
 
 from gpt2_jax.config import DataConfig
+from gpt2_jax.data.prepared import FORMAT, SPLITS, Prepared, hashes, load_prepared, redo, sha256_of, shards_of
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load, pieces, train_bpe, train_characters
 
-FORMAT = 1
-SPLITS = ("train", "validation")
 DOCUMENT_SPLIT_FROM = 20
 BATCH_CHARACTERS = 2**22
 SECONDS_BETWEEN_REPORTS = 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A corpus as tokens, split into "train" and "validation".
-
-    Attributes:
-      directory: where the files are.
-      manifest: what `manifest.json` holds.
-      tokenizer: the one that made the tokens.
-    """
-
-    directory: Path
-    manifest: dict[str, Any]
-    tokenizer: Tokenizer
-
-    def tokens(self, split: str) -> list[np.memmap]:
-        """The split's shards in order, each memory-mapped; documents are followed by end-of-text."""
-        shards = self._split(split)["shards"]
-        return [np.memmap(self.directory / shard["file"], self.manifest["dtype"], "r") for shard in shards]
-
-    def count(self, split: str) -> int:
-        """Tokens of the split."""
-        return self._split(split)["tokens"]
-
-    def bytes_per_token(self, split: str) -> float:
-        """UTF-8 bytes of the split's text over its tokens: bits per byte = bits per token / this."""
-        return self._split(split)["bytes"] / self.count(split)
-
-    def verify(self) -> None:
-        """Reads every file once.
-
-        Raises:
-          InputError: a shard or the tokenizer is not what was written.
-        """
-        for file, sha256 in _hashes(self.manifest):
-            if _sha256(self.directory / file) != sha256:
-                raise InputError(
-                    f"{self.directory / file} is corrupted: its sha256 is not {sha256}; {_redo(self.directory)}"
-                )
-
-    def _split(self, name: str) -> dict[str, Any]:
-        if name not in SPLITS:
-            raise InputError(f"split is {name!r}; it must be 'train' or 'validation'")
-        return self.manifest["splits"][name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,32 +87,6 @@ def prepare(config: DataConfig, directory: str | Path, *, progress: Callable[[st
     (directory / "progress.json").unlink()
     progress(f"{directory}: {_summary(record)}")
     return load_prepared(directory)
-
-
-def load_prepared(directory: str | Path) -> Prepared:
-    """Opens what `prepare` made; checks that each shard is there in full, see `Prepared.verify` for more.
-
-    Raises:
-      InputError: nothing prepared there, or files missing or cut short.
-    """
-    directory = Path(directory)
-    try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{directory} holds no manifest.json, so no tokens; run scripts/prepare_data.py first"
-        ) from None
-    except ValueError as error:
-        raise InputError(f"{directory / 'manifest.json'} is corrupted ({error}); {_redo(directory)}") from None
-    if (found := manifest.get("format")) != FORMAT:
-        raise InputError(f"{directory} has format {found!r}, this version reads {FORMAT}; {_redo(directory)}")
-    for shard in _shards(manifest):
-        path, size = directory / shard["file"], shard["tokens"] * np.dtype(manifest["dtype"]).itemsize
-        found = path.stat().st_size if path.exists() else None
-        if found != size:
-            state = "missing" if found is None else f"cut: it has {found:,} bytes of {size:,}"
-            raise InputError(f"{path} is {state}; {_redo(directory)}")
-    return Prepared(directory, manifest, load(directory / "tokenizer.json"))
 
 
 def divide(config: DataConfig, source: Source) -> Division:
@@ -236,7 +164,7 @@ def _begin(directory: Path, config: DataConfig, source: Source, progress: Callab
         "division": dataclasses.asdict(division),
         "vocab_size": len(tokenizer),
         "dtype": "<u2" if len(tokenizer) <= 2**16 else "<u4",
-        "tokenizer": _sha256(directory / "tokenizer.json"),
+        "tokenizer": sha256_of(directory / "tokenizer.json"),
         "splits": {name: {"documents": 0, "tokens": 0, "bytes": 0, "shards": [], "next": [0, 0]} for name in SPLITS},
     }
     _save(directory / "progress.json", record)
@@ -255,11 +183,11 @@ def _resume(
     if any(record.get(key) != value for key, value in wanted.items()):
         progress(f"{directory} holds unfinished tokens of other options or another corpus: starting over")
         return None
-    for file, sha256 in _hashes(record):
-        if not (directory / file).exists() or _sha256(directory / file) != sha256:
+    for file, sha256 in hashes(record):
+        if not (directory / file).exists() or sha256_of(directory / file) != sha256:
             progress(f"{directory / file} is not as it was written: starting over")
             return None
-    progress(f"going on after {len(_shards(record))} finished shards")
+    progress(f"going on after {len(shards_of(record))} finished shards")
     return record
 
 
@@ -342,7 +270,7 @@ def _refuse_other(prepared: Prepared, config: DataConfig) -> None:
         changed += [] if same else [f"the tokenizer at {config.tokenizer} changed"]
     if changed:
         raise InputError(
-            f"{prepared.directory} holds tokens of another corpus: {'; '.join(changed)}; {_redo(prepared.directory)}"
+            f"{prepared.directory} holds tokens of another corpus: {'; '.join(changed)}; {redo(prepared.directory)}"
         )
 
 
@@ -367,25 +295,8 @@ def _save(path: Path, record: dict[str, Any]) -> None:
     _write(path, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _shards(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
-
-
-def _hashes(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    return [("tokenizer.json", manifest["tokenizer"]), *((s["file"], s["sha256"]) for s in _shards(manifest))]
-
-
 def _summary(manifest: dict[str, Any]) -> str:
     counts = [
         f"{s['tokens']:,} {name} tokens of {s['documents']:,} documents" for name, s in manifest["splits"].items()
     ]
     return f"{manifest['source']}; {', '.join(counts)}; vocabulary of {manifest['vocab_size']:,}"
-
-
-def _redo(directory: Path) -> str:
-    return f"delete {directory} to make it again, or choose another workdir"

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from gpt2_jax.analysis import plots
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
-from gpt2_jax.data.tokenize import Prepared, prepare
+from gpt2_jax.data.prepared import Prepared
+from gpt2_jax.data.tokenize import prepare
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names

@@ -365,9 +365,7 @@ def test_tokenizer_from_a_path(poems, tmp_path):
 def test_damaged_folders(poems, tmp_path):
     out = tmp_path / "out"
     redo = f"; delete {out} to make it again, or choose another workdir$"
-    with pytest.raises(
-        InputError, match=r"out holds no manifest.json, so no tokens; run scripts/prepare_data.py first$"
-    ):
+    with pytest.raises(InputError, match=r"out holds no manifest.json, so no tokens; prepare makes them$"):
         load_prepared(out)
     prepared = prepare(poems, out, progress=quiet)
     shard = out / "train-00002.bin"
