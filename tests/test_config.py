@@ -73,9 +73,11 @@ def test_groups_are_frozen():
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # ml_collections' own
-def test_command_line_overrides(pytestconfig):
+def test_command_line_overrides(pytestconfig, monkeypatch):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     file = str(pytestconfig.rootpath / "configs/quickstart.py")
-    values(["train", f"--config={file}", "--config.optimizer.learning_rate=1e-2", "--config.model.n_inner=64"])
+    arguments = ["train", f"--config={file}", "--config.optimizer.learning_rate=1e-2", "--config.model.n_inner=64"]
+    monkeypatch.setattr("sys.argv", arguments)  # where ml_collections looks for overrides
+    values(arguments)
     assert values.config.optimizer.learning_rate == 1e-2 and values.config.model.n_inner == 64
