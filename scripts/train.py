@@ -44,6 +44,9 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"error: {error}; what was saved stays: put it right and run the same command again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; what was saved stays, and the same command goes on from there", file=sys.stderr)
         return 128 + signal.SIGINT

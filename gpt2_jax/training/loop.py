@@ -1,14 +1,16 @@
 """A training run from the first document to the last checkpoint: `train` is the whole way, top to bottom."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from clu import parameter_overview
 from clu.metric_writers import MetricWriter
@@ -58,7 +60,17 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     Raises:
       InputError: bad options or data, a checkpoint of another config, a loss that is not finite, a full disk.
     """
-    run = Run.open(options, workdir)
+    Config.from_dict(options)  # finds what is misspelt before anything is made
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the workdir {workdir} cannot be made ({error.strerror}); choose another") from None
+    with log_to(workdir / "train.log"):
+        return run_steps(Run.open(options, workdir), workdir)
+
+
+def run_steps(run: "Run", workdir: Path) -> Outcome:
+    """The training loop proper; see `train`."""
     config = run.config
     with Checkpoints(workdir, config.checkpoint) as checkpoints, stop_signals() as stop:
         state = run.first_state(checkpoints)
@@ -160,9 +172,7 @@ class Run:
     @classmethod
     def open(cls, options: dict[str, dict[str, Any]], workdir: Path) -> "Run":
         """Checks the options, prepares the data and builds what is jitted; see `train`."""
-        unbound = Config.from_dict(options)  # finds what is misspelt before any work is done
-        workdir.mkdir(parents=True, exist_ok=True)
-        log_to(workdir / "train.log")
+        unbound = Config.from_dict(options)
         keep_freed_memory()
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
@@ -211,7 +221,7 @@ class Run:
         self.say(f"resumed from step {step} of {checkpoints.directory}: parameters, optimizer, key and data order")
         return state
 
-    def batches(self, start_step: int) -> Any:
+    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
         """This process's rows of the training batches, from `start_step` on."""
         return dataset.train_batches(
             self.prepared,
@@ -291,10 +301,20 @@ def bind_vocabulary(options: dict[str, dict[str, Any]], tokenizer_size: int) -> 
     return config
 
 
-def log_to(file: Path) -> None:
+@contextlib.contextmanager
+def log_to(file: Path) -> Iterator[None]:
     """Sends all that is logged to a file; the terminal is left to the progress bar and what this module says."""
+    root, terminal = logging.logging.getLogger(), logging.get_absl_handler()
     handler = logging.logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.PythonFormatter())
+    level, verbosity = terminal.level, logging.get_verbosity()
+    terminal.setLevel(logging.logging.CRITICAL)
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().setLevel(logging.logging.CRITICAL)
-    logging.logging.getLogger().addHandler(handler)
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+        logging.set_verbosity(verbosity)
+        terminal.setLevel(level)
