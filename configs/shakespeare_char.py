@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.training.sample_prompt = "\n"
     config.training.sample_tokens = 63
 
-    config.evaluation.every = 500
+    config.evaluation.every = 1000
     config.evaluation.batch_size = 96
     config.checkpoint.every = 1000
     return config

@@ -95,6 +95,8 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch -> arrays of the whole batch, cut over (data, fsdp)."""
     sharding = NamedSharding(mesh, BATCH)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
 
 
