@@ -5,7 +5,7 @@ python scripts/generate.py --workdir=runs/quickstart --prompt="def " --max_new_t
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 import gpt2_jax
 
@@ -24,6 +24,7 @@ SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; a prompt with spaces needs quotes")
+    logging.set_verbosity(logging.ERROR)  # the terminal is for the text
     step = int(STEP.value) if (STEP.value or "").isdigit() else STEP.value
     try:
         lm = gpt2_jax.load(WORKDIR.value, step=step)

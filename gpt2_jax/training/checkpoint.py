@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gpt2_jax.config import CheckpointConfig
@@ -49,6 +50,9 @@ class Checkpoints:
                 ),
             ]
         )
+        verbosity = logging.get_verbosity()
+        if config is None:
+            logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to read cannot be written
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
@@ -60,6 +64,7 @@ class Checkpoints:
                 create=config is not None,
             ),
         )
+        logging.set_verbosity(verbosity)
 
     def __enter__(self) -> "Checkpoints":
         return self
