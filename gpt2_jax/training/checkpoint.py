@@ -70,7 +70,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._manager.close()
+        with self._failures_explained(None):  # a save still under way fails here
+            self._manager.close()
 
     @property
     def steps(self) -> list[int]:
