@@ -22,8 +22,12 @@ from gpt2_jax.model import GPT2Config
 # bfloat16 FLOP/s of one device, dense, from the makers' data sheets; the first pattern in `device_kind` decides.
 PEAK_FLOPS = (
     ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
     ("H100", 989e12),
     ("A100", 312e12),
+    ("NVIDIA L40S", 362e12),
+    ("NVIDIA L40", 181e12),
     ("NVIDIA L4", 121e12),
     ("TPU v6", 918e12),
     ("TPU v5p", 459e12),
