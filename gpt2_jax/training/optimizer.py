@@ -10,9 +10,9 @@ from gpt2_jax.model import GPT2, parameter_names
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """The learning rate at each of `steps` steps: a linear warm-up from 0, then what `config.schedule` names."""
+    """The learning rate at steps 0 to `steps` - 1: a linear warm-up from 0, then what `config.schedule` names."""
     peak, final, warmup = config.learning_rate, config.final_learning_rate, config.warmup_steps
-    rest = max(1, steps - warmup)
+    rest = max(1, steps - 1 - warmup)  # from the peak at step `warmup` to the last step
     # Warm-up reaches the peak at step `warmup` and step 0 already learns.
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
     match config.schedule:
