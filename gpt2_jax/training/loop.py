@@ -202,7 +202,7 @@ class Run:
             shapes=shapes,
             shardings=shardings,
             train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
-            eval_step=jax.jit(eval_step),
+            eval_step=jax.jit(functools.partial(eval_step, loss_chunks=config.training.loss_chunks)),
             say=say,
         )
 

@@ -109,6 +109,6 @@ def make_train_step(
     return train_step
 
 
-def eval_step(model: GPT2, batch: Batch) -> dict[str, Any]:
+def eval_step(model: GPT2, batch: Batch, *, loss_chunks: int = 1) -> dict[str, Any]:
     """Sums over a batch without dropout: `{"loss": nats [], "count": positions []}`, to be added up over batches."""
-    return {"loss": sum_of_losses(model, batch), "count": batch["mask"].sum()}
+    return {"loss": sum_of_losses(model, batch, chunks=loss_chunks), "count": batch["mask"].sum()}
