@@ -80,7 +80,8 @@ def run_steps(run: "Run", workdir: Path) -> Outcome:
         batches = run.batches(first)
         meter = metrics.Meter(config, num_parameters(state.model), run.mesh)
         bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=None, dynamic_ncols=True)
-        with metrics.open_writer(workdir, from_step=first) as writer, bar:
+        # At step 0 everything is measured again, that of step 0 included.
+        with metrics.open_writer(workdir, from_step=first or -1) as writer, bar:
             val_loss, previous = None, None
             if first == 0:
                 run.validate(state, writer)
