@@ -128,15 +128,11 @@ def report(
     """Shows the metrics of a finished step, and writes them when a line is due.
 
     Raises:
-      InputError: the loss is not finite.
+      InputError: the loss or its gradient is not finite.
     """
     loss = float(values["loss"])
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss of step {step} is {loss}; the checkpoints from before it are untouched: run again with a lower "
-            f"optimizer.learning_rate ({config.optimizer.learning_rate}) or a longer optimizer.warmup_steps "
-            f"({config.optimizer.warmup_steps})"
-        )
+    check_finite("loss", loss, step, config)
+    check_finite("gradient norm", float(values["grad_norm"]), step, config)
     meter.count_step()
     bar.update()
     if due(step, config.training.log_every) or step in (1, config.training.steps):
@@ -144,6 +140,16 @@ def report(
         named = {"train_loss" if name == "loss" else name: float(value) for name, value in values.items()}
         writer.write_scalars(step, named | speed)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
+
+
+def check_finite(name: str, value: float, step: int, config: Config) -> None:
+    """Raises `InputError` unless `value` is finite."""
+    if not math.isfinite(value):
+        raise InputError(
+            f"the {name} of step {step} is {value}; the checkpoints from before it are untouched: run again with a "
+            f"lower optimizer.learning_rate ({config.optimizer.learning_rate}) or a longer optimizer.warmup_steps "
+            f"({config.optimizer.warmup_steps})"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +241,11 @@ class Run:
         )
 
     def validate(self, state: TrainState, writer: MetricWriter) -> float:
-        """The mean loss over the validation windows in nats a token, written and shown with what follows from it."""
+        """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
+
+        Raises:
+          InputError: it is not finite, so these parameters must not become a checkpoint.
+        """
         windows = dataset.evaluation_batches(
             self.prepared,
             batch_size=eval_batch_size(self.config),
@@ -246,9 +256,10 @@ class Run:
         )
         sums = [self.eval_step(state.model, global_batch(batch, self.mesh)) for batch in windows]
         loss = math.fsum(float(s["loss"]) for s in sums) / sum(int(s["count"]) for s in sums)
+        step = int(state.step)
+        check_finite("validation loss", loss, step, self.config)
         bits_per_byte = loss / math.log(2) / self.prepared.bytes_per_token("validation")
         perplexity = math.exp(min(loss, 700.0))  # the largest that a float64 holds
-        step = int(state.step)
         writer.write_scalars(step, {"val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits_per_byte})
         self.say(f"step {step:>6}  val loss {loss:.4f}  perplexity {perplexity:.2f}  bits/byte {bits_per_byte:.3f}")
         return loss
