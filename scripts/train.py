@@ -24,8 +24,8 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run found t
 def parse_flags(argv: list[str]) -> list[str]:
     try:
         check_overrides(argv[1:])
-        return app.parse_flags_with_usage(argv)
-    except InputError as error:
+        return flags.FLAGS(argv)
+    except (InputError, flags.Error) as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # no such config file
         sys.exit(f"error: {' '.join(str(error).split())}")
