@@ -1,6 +1,7 @@
 """scripts/train.py as a user runs it: processes, signals, exit codes."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -20,9 +21,9 @@ def command(tmp_path, pytestconfig):
 
     def build(*changes):
         fixed = [
-            "data.paths=" + str(corpus), "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "training.steps=120",
-            "training.log_every=1", "training.batch_size=8", "evaluation.batch_size=8", "checkpoint.every=30",
-            "optimizer.warmup_steps=10",
+            "data.paths=" + str(corpus), "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "training.steps=600",
+            "training.log_every=1", "training.batch_size=8", "evaluation.batch_size=8", "checkpoint.every=150",
+            "optimizer.warmup_steps=10", "training.sample_tokens=0",
         ]  # fmt: skip
         return [
             sys.executable, str(root / "scripts/train.py"), f"--config={root / 'configs/shakespeare_char.py'}",
@@ -32,8 +33,16 @@ def command(tmp_path, pytestconfig):
     return build
 
 
+# One device, as most users of a CPU have; not the eight of the other tests.
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+
+def start(command):
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
 def run(command):
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize(
@@ -42,20 +51,16 @@ def run(command):
         ("--config.training.step=5", "error: config.training has no 'step'; did you mean 'steps'?"),
         ("--config.trainng.steps=5", "error: config has no 'trainng'; did you mean 'training'?"),
         ("--config.training=5", "error: --config.training=5 names no option; config.training has steps, batch_size"),
+        ("--config.training.steps=many", "error: flag --config.training.steps=many: invalid literal for int()"),
         ("--config=nowhere.py", "error: Configuration is not available"),
+        ("--wrkdir=runs", "error: Unknown command line flag 'wrkdir'. Did you mean: workdir ?"),
     ],
 )
-def test_misspelt_overrides_are_refused_with_the_nearest_name(command, change, message):
+def test_misspelt_options_are_refused_in_one_line(command, change, message):
     result = run(command(change))
-    assert result.returncode != 0
+    assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith(message)
-
-
-def test_a_mistyped_value_is_refused(command):
-    result = run(command("--config.training.steps=many"))
-    assert result.returncode != 0 and "Traceback" not in result.stderr
-    assert "--config.training.steps=many" in result.stderr
 
 
 def test_a_missing_file_is_one_line(command, tmp_path):
@@ -85,15 +90,15 @@ def test_ctrl_c_and_a_kill_cost_no_loss_that_is_not_repeated(command, tmp_path):
     assert run(command(f"--workdir={straight}")).returncode == 0
 
     workdir = tmp_path / "run"
-    process = subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_step(process, workdir, 40)
+    process = start(command())
+    wait_for_step(process, workdir, 100)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "to go on, run the same command again" in output
 
-    process = subprocess.Popen(command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for_step(process, workdir, 80)
+    process = start(command())
+    wait_for_step(process, workdir, 350)
     process.kill()
     process.communicate()
 

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import numpy as np
@@ -55,16 +56,24 @@ def test_parameters_and_their_moments_are_cut_alike(tiny):
     check_mesh(mesh, tiny, {"training.batch_size": 4})
     init = functools.partial(init_state, tiny, make_optimizer(OptimizerConfig(), 10), 0)
     state = jax.jit(init, out_shardings=tree_shardings(jax.eval_shape(init), mesh))()
-    specs = {}
+    found = {}  # {name: specs of the parameter and of its two moments}
     for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
-        specs.setdefault(parameter_name(path).split("model.")[-1].split("mu.")[-1].split("nu.")[-1], set()).add(
-            tuple(leaf.sharding.spec)
-        )
-    assert specs["h.attn.c_attn.kernel"] == {(None, "fsdp", None, "model")}
-    assert specs["h.attn.c_proj.kernel"] == specs["h.mlp.c_proj.kernel"] == {(None, "model", "fsdp")}
-    assert specs["h.mlp.c_fc.kernel"] == {(None, "fsdp", "model")}
-    assert specs["wte.embedding"] == {("model", "fsdp")}
-    assert specs["h.ln_1.scale"] == specs["h.mlp.c_proj.bias"] == specs["step"] == {()}
+        name = re.sub(r"^(model|opt_state.*\.(mu|nu))\.", "", parameter_name(path))
+        found.setdefault(name, []).append(leaf.sharding.spec)
+    replicated = [f"{layer}.{leaf}" for layer in ("h.ln_1", "h.ln_2", "ln_f") for leaf in ("scale", "bias")]
+    replicated += ["h.attn.c_proj.bias", "h.mlp.c_proj.bias"]
+    specs = dict.fromkeys(replicated, P()) | {
+        "wte.embedding": P("model", "fsdp"),
+        "wpe.embedding": P(None, "fsdp"),
+        "h.attn.c_attn.kernel": P(None, "fsdp", None, "model"),
+        "h.attn.c_attn.bias": P(None, None, "model"),
+        "h.attn.c_proj.kernel": P(None, "model", "fsdp"),
+        "h.mlp.c_fc.kernel": P(None, "fsdp", "model"),
+        "h.mlp.c_fc.bias": P(None, "model"),
+        "h.mlp.c_proj.kernel": P(None, "model", "fsdp"),
+    }
+    assert {name: found.pop(name) for name in specs} == {name: [spec] * 3 for name, spec in specs.items()}
+    assert found and all(set(rest) == {P()} for rest in found.values())  # counters and the key
     kernel = state.model.h.attn.c_attn.kernel[...]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 

@@ -1,4 +1,5 @@
 import functools
+import shutil
 import subprocess
 import sys
 
@@ -72,13 +73,27 @@ def test_keeping_only_the_newest(tmp_path, state):
         assert checkpoints.steps == [3]
 
 
+def test_the_parameters_come_back_alone(tmp_path, state, shapes):
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        save(checkpoints, state, [(3, 1.0)])
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "training")  # not needed, so not read
+    with Checkpoints(tmp_path) as checkpoints:
+        shardings = tree_shardings(shapes.model, make_mesh(MeshConfig(), jax.devices()[:1]))
+        model = checkpoints.restore_model(3, abstract_state(shapes.model, shardings))
+    for got, want, sharding in zip(*map(jax.tree.leaves, (model, state.model, shardings))):
+        np.testing.assert_array_equal(got, want)
+        assert got.sharding == sharding
+
+
 def test_nothing_found(tmp_path, state):
     with pytest.raises(InputError, match="holds no checkpoints; give the --workdir of a training run"):
         Checkpoints(tmp_path)
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         with pytest.raises(InputError, match="has no checkpoint yet; it is empty"):
             checkpoints.find()
-        save(checkpoints, state, [(3, 1.0)])
+        save(checkpoints, state, [(2, None), (3, None)])
+        with pytest.raises(InputError, match="has no checkpoint best; it has 3"):  # none has a validation loss
+            checkpoints.find("best")
         with pytest.raises(InputError, match="has no checkpoint 4; it has 3"):
             checkpoints.find(4)
 
@@ -102,8 +117,8 @@ def test_differences_name_what_a_resumed_run_may_not_change():
 
 # A limit on the size of files stands for a full disk: Python ignores the signal, and writes fail.
 FULL_DISK = """
-import resource, sys
-import jax, optax
+import resource, sys, time
+import jax, numpy, optax
 from gpt2_jax import GPT2Config, InputError
 from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.training.checkpoint import Checkpoints
@@ -112,21 +127,45 @@ from gpt2_jax.training.step import init_state
 config = GPT2Config(vocab_size=500, n_positions=8, n_embd=256, n_layer=1, n_head=1)
 state = jax.jit(lambda: init_state(config, optax.identity(), 0))()
 at = lambda step: state._replace(step=jax.numpy.full_like(state.step, step))
-with Checkpoints(sys.argv[1], CheckpointConfig()) as checkpoints:
-    checkpoints.save(at(1), {}, "", 1.0)
-    checkpoints.wait()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+
+def disk(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+def attempt(*actions):
     try:
-        checkpoints.save(at(2), {}, "", 1.0)
-        checkpoints.wait()
+        with Checkpoints(sys.argv[1], CheckpointConfig()) as checkpoints:
+            for action in actions:
+                action(checkpoints)
     except InputError as error:
         print(error)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+def fail(_):
+    raise InputError("another failure")
+
+save = lambda step, tokenizer="": lambda checkpoints: checkpoints.save(at(step), {}, tokenizer, 1.0)
+wait = lambda checkpoints: checkpoints.wait()
+attempt(save(1), wait)
+disk(50_000)
+attempt(save(2), wait)                              # comes up in wait
+attempt(save(2), lambda _: time.sleep(1), save(3))  # comes up in the next save
+attempt(save(2))                                    # comes up at the end
+attempt(save(2), fail)                              # comes up at the end, after another failure
+disk(10)
+attempt(save(2, "a long tokenizer"), wait)          # not even the JSON
+disk(resource.RLIM_INFINITY)
 with Checkpoints(sys.argv[1], CheckpointConfig()) as checkpoints:
     print(checkpoints.steps)
-    checkpoints.save(at(3), {}, "", 1.0)
-    checkpoints.wait()
-    print(checkpoints.steps)
+    restored = checkpoints.restore(1, jax.eval_shape(lambda: state))
+    jax.tree.map(numpy.testing.assert_array_equal, jax.tree.leaves(restored), jax.tree.leaves(at(1)))
+    disk(50_000)
+    try:
+        save(2)(checkpoints)
+        wait(checkpoints)
+    except InputError:
+        disk(resource.RLIM_INFINITY)
+        save(3)(checkpoints)  # the same process goes on
+        wait(checkpoints)
+        print(checkpoints.steps)
 """
 
 
@@ -134,7 +173,10 @@ def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
-    message, after, again = result.stdout.strip().splitlines()
-    assert message.startswith("could not save ") and "File too large" in message
-    assert "steps 1 are untouched: make room and run the same command again" in message
+    *messages, after, again = result.stdout.strip().splitlines()
+    assert len(messages) == 5
+    for message in messages:
+        assert message.startswith("could not save ")
+        assert "File too large; steps 1 are untouched: make room and run the same command again" in message
+    assert "the checkpoint of step 3 (or the one before it)" in messages[1]
     assert after == "[1]" and again == "[3]"

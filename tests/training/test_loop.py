@@ -1,5 +1,7 @@
+import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -158,25 +160,53 @@ def test_a_vocabulary_smaller_than_the_tokenizer(tmp_path):
         loop.train(options(tmp_path, model={"vocab_size": 5, "n_positions": 16}), tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path):
-    wild = {
-        "learning_rate": 1e30,
-        "final_learning_rate": 1e30,
-        "warmup_steps": 0,
-        "clip_norm": 0.0,
-        "schedule": "constant",
-    }
-    with pytest.raises(InputError, match=r"the loss of step \d+ is (nan|inf); the checkpoints from before it"):
-        loop.train(options(tmp_path, optimizer=wild), tmp_path / "run")
+@pytest.mark.parametrize(
+    ("every", "message"),
+    [(4, r"the (loss|gradient norm) of step \d+ is (nan|inf)"), (1, r"the validation loss of step 13 is (nan|inf)")],
+)
+def test_what_is_not_finite_stops_and_is_not_saved(tmp_path, straight, every, message):
+    """With a checkpoint at each step, the first broken parameters would replace the last good ones."""
+    shutil.copytree(straight, tmp_path / "run")
+    wild = {"learning_rate": 1e30, "final_learning_rate": 1e30, "clip_norm": 0.0, "schedule": "constant"}
+    config = options(straight.parent, training={"steps": 20, "batch_size": 8, "log_every": 1}, optimizer=wild,
+                     checkpoint={"every": every, "keep": 1})  # fmt: skip
+    with pytest.raises(InputError, match=message + r"; the checkpoints from before it are untouched: run again with a"
+                                                   r" lower optimizer.learning_rate \(1e\+30\)"):  # fmt: skip
+        loop.train(config, tmp_path / "run")
     with Checkpoints(tmp_path / "run") as checkpoints:
-        assert checkpoints.steps == []
+        assert checkpoints.steps[-1] == 12
+    jax.tree.map(np.testing.assert_array_equal, parameters(tmp_path / "run"), parameters(straight))
+    assert np.isfinite(list(curve(tmp_path / "run").values())).all()
 
 
-def test_losses_do_not_depend_on_the_mesh(tmp_path, straight):
-    loop.train(options(tmp_path, mesh={"data": 2, "fsdp": 2, "model": 2}), tmp_path / "run")
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path, straight, monkeypatch):
+    calls = iter(range(100))
+    plain = loop.global_batch
+
+    def dying(batch, mesh):
+        if next(calls) == 12:
+            raise MemoryError
+        return plain(batch, mesh)
+
+    config = options(straight.parent)
+    monkeypatch.setattr(loop, "global_batch", dying)
+    with pytest.raises(MemoryError):
+        loop.train(config | {"checkpoint": {"every": 0}}, tmp_path / "run")
+    assert {step for step, _ in curve(tmp_path / "run")} >= {0, 1, 2}
+    monkeypatch.setattr(loop, "global_batch", plain)
+    loop.train(config, tmp_path / "run")
+    assert curve(tmp_path / "run") == curve(straight)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_losses_do_not_depend_on_the_mesh(tmp_path, straight, monkeypatch, devices):
+    """`straight` ran on data=8."""
+    mesh = {"data": 2, "fsdp": 2, "model": 2} if devices == 8 else {}
+    monkeypatch.setattr(loop, "make_mesh", functools.partial(loop.make_mesh, devices=jax.devices()[:devices]))
+    loop.train(options(straight.parent, mesh=mesh), tmp_path / "run")
     mine, other = curve(tmp_path / "run"), curve(straight)
     assert mine.keys() == other.keys()
-    np.testing.assert_allclose(list(mine.values()), list(other.values()), rtol=1e-4)
+    np.testing.assert_allclose(list(mine.values()), list(other.values()), rtol=1e-5)
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
