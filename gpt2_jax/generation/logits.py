@@ -42,6 +42,9 @@ class Sampling:
             raise InputError(f"top_k is {self.top_k}; it must be a whole number, 0 (off) or above")
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must be in (0, 1], where 1 is off")
+        # One type each: to jit, a temperature of 0 and one of 0.7 are otherwise two programs.
+        for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
+            object.__setattr__(self, name, kind(getattr(self, name)))
 
 
 def pick(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gpt2_jax.config import Config
 from gpt2_jax.model import GPT2Config
 
-# bfloat16 FLOP/s of one device, dense, from the makers' data sheets; the first pattern in `device_kind` decides.
+# Nominal bfloat16 FLOP/s of one device, without sparsity; the first pattern in `device_kind` decides.
 PEAK_FLOPS = (
     ("H200", 989e12),
     ("H100 PCIe", 756e12),

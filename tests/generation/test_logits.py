@@ -70,7 +70,7 @@ def test_greedy_needs_no_luck_and_tiny_temperatures_agree_with_it():
 def test_other_settings_compile_nothing_anew():
     compiled = jax.jit(lambda *arguments: pick(*arguments))
     logits, keys = jnp.zeros((1, 5)), jax.random.split(jax.random.key(0), 1)
-    for settings_ in (Sampling(), Sampling(0.0), Sampling(0.7, 3, 0.9)):
+    for settings_ in (Sampling(), Sampling(0), Sampling(0.0), Sampling(0.7, 3, 0.9), Sampling(1, 3.0, 1)):
         compiled(logits, settings_, keys)
     assert compiled._cache_size() == 1
 
