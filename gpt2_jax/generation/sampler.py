@@ -1,8 +1,4 @@
-"""Generation: a prefill that fills the cache with the prompts, then one `while_loop` that adds a token a turn.
-
-Prompts of different lengths are padded on the right to a bucket of P tokens; new tokens all go to slot P + n of the
-cache, while their positions follow each row's own length. Axes as in model.py; P prompt slots, N slots for new tokens.
-"""
+"""Sampling: the prompts are read once, then one `while_loop` adds a token a turn. Axes as in decoding.py."""
 
 import dataclasses
 import functools
@@ -12,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_jax.attention import KVCache
+from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import Sampling, pick
-from gpt2_jax.model import DTYPES, GPT2
+from gpt2_jax.model import GPT2
 
 SMALLEST_BUCKET = 16
 
@@ -27,9 +23,8 @@ class SamplerState:
     count: jax.Array  # int32 []: new tokens so far
     tokens: jax.Array  # int32 [B, N]: the new tokens; from `count` on, and after an end-of-text, end-of-text
     done: jax.Array  # bool [B]: end-of-text was drawn
-    lengths: jax.Array  # int32 [B]: of the prompts
     keys: jax.Array  # [B] keys, one a row
-    cache: tuple[KVCache, ...]  # L of [B, H, P + N, K]
+    decoding: Decoding
 
 
 def generate(
@@ -99,50 +94,37 @@ def start(
     *, capacity: int, end_of_text: int,
 ) -> SamplerState:  # fmt: skip
     """Prefill: prompts [B, P] through the model once, then the first new token."""
-    config = model.config
-    B, P = prompts.shape
-    slots = P + capacity
-    empty = KVCache.empty(B, config.n_head, slots, config.head_size, DTYPES[config.dtype])
-    # A row's padding comes after its prompt, so the causal mask alone hides it from every position that matters.
-    mask = jnp.broadcast_to(jnp.arange(slots) <= jnp.arange(P)[:, None], (B, P, slots))
-    x, cache = model.decode(prompts, jnp.arange(P), mask, (empty,) * config.n_layer, 0)
-    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]  # [B, C]
+    B = len(prompts)
+    x, decoding = prefill(model, prompts, lengths, capacity)
     state = SamplerState(
         count=jnp.zeros((), jnp.int32),
         tokens=jnp.full((B, capacity), end_of_text, jnp.int32),
         done=jnp.zeros((B,), bool),
-        lengths=lengths,
         keys=jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(B)),
-        cache=cache,
+        decoding=decoding,
     )
-    return _add_token(state, model.head(last), sampling, end_of_text)
+    return _add_token(state, model.head(last_state(x, lengths)), sampling, end_of_text)
 
 
 def advance(
     model: GPT2, state: SamplerState, sampling: Sampling, limit: jax.Array, *, end_of_text: int
 ) -> SamplerState:
     """Adds tokens until there are `limit` of them or every row is done."""
-    slots = state.cache[0].keys.shape[2]
-    P = slots - state.tokens.shape[1]
 
     def unfinished(state: SamplerState) -> jax.Array:
         return (state.count < limit) & ~state.done.all()
 
     def turn(state: SamplerState) -> SamplerState:
-        newest = state.count - 1
-        token = jax.lax.dynamic_index_in_dim(state.tokens, newest, axis=1)  # [B, 1]
-        slot = jnp.arange(slots)
-        mask = (slot < state.lengths[:, None]) | ((slot >= P) & (slot <= P + newest))  # [B, S]
-        positions = (state.lengths + newest)[:, None]
-        x, cache = model.decode(token, positions, mask[:, None], state.cache, P + newest)
-        state = dataclasses.replace(state, cache=cache)
-        return _add_token(state, model.head(x[:, 0]), sampling, end_of_text)
+        newest = jax.lax.dynamic_index_in_dim(state.tokens, state.count - 1, axis=1, keepdims=False)  # [B]
+        x, decoding = step(model, newest, state.decoding)
+        state = dataclasses.replace(state, decoding=decoding)
+        return _add_token(state, model.head(x), sampling, end_of_text)
 
     return jax.lax.while_loop(unfinished, turn, state)
 
 
 def _add_token(state: SamplerState, logits: jax.Array, sampling: Sampling, end_of_text: int) -> SamplerState:
-    keys = jax.vmap(jax.random.fold_in)(state.keys, state.lengths + state.count)
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.decoding.lengths + state.count)
     token = jnp.where(state.done, end_of_text, pick(logits, sampling, keys))
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, axis=1)
     done = state.done | (token == end_of_text)
