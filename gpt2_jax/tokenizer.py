@@ -95,6 +95,10 @@ class Tokenizer:
         """The text of `tokens` (any integer sequence or array [T]); bytes that are not UTF-8 become U+FFFD."""
         return self._join(tokens, skip_special).decode(errors="replace")
 
+    def spelling(self, token: int) -> bytes:
+        """The bytes that `token` adds to a text; none for special tokens."""
+        return self._text_bytes[token]
+
     def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
         """A decoder that is given tokens as they come."""
         return StreamDecoder(self, skip_special)

@@ -1,0 +1,81 @@
+import re
+
+import pytest
+
+from gpt2_jax import InputError
+from gpt2_jax.generation.options import DEFAULTS, ELSEWHERE, parse
+
+# Every name of GenerationConfig in transformers 4.57.6 and 5.23.
+TRANSFORMERS = """
+_from_model_config assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind
+bad_words_ids begin_suppress_tokens bos_token_id cache_config cache_implementation compile_config constraints
+continuous_batching_config decoder_start_token_id disable_compile diversity_penalty do_sample dola_layers
+early_stopping encoder_no_repeat_ngram_size encoder_repetition_penalty eos_token_id epsilon_cutoff eta_cutoff
+exponential_decay_length_penalty force_words_ids forced_bos_token_id forced_eos_token_id generation_kwargs
+guidance_scale is_assistant length_penalty low_memory max_cache_len max_length max_matching_ngram_size max_new_tokens
+max_time min_length min_new_tokens min_p no_repeat_ngram_size num_assistant_tokens num_assistant_tokens_schedule
+num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states output_logits output_scores
+pad_token_id penalty_alpha prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values renormalize_logits
+repetition_penalty return_dict_in_generate return_legacy_cache sequence_bias speculation_type stop_strings
+suppress_tokens target_lookbehind temperature token_healing top_h top_k top_p transformers_version typical_p use_cache
+use_mtp watermarking_config
+""".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("name", sorted(set(TRANSFORMERS) - set(DEFAULTS)))
+def test_every_other_name_of_transformers_is_refused_with_the_way_out(name):
+    with pytest.raises(InputError, match=rf"{name} is not an option here: {re.escape(ELSEWHERE[name])}"):
+        parse({name: 1})
+
+
+@pytest.mark.parametrize(("name", "near"), [("topp", "top_p"), ("max_tokens", "max_new_tokens"), ("Seed", "seed")])
+def test_a_misspelt_name_is_refused_with_the_nearest(name, near):
+    with pytest.raises(InputError, match=f"there is no option '{name}'; did you mean '{near}'"):
+        parse({name: 1})
+    with pytest.raises(InputError, match="there is no option 'xyzzy'; known: max_new_tokens, min_new_tokens"):
+        parse({"xyzzy": 1})
+
+
+def test_the_default_temperature_draws_alone_and_searches_greedily():
+    assert parse({}).drawing_temperature == 1.0
+    assert parse({"num_beams": 2}).drawing_temperature == 0.0
+    assert parse({"penalty_alpha": 0.6, "top_k": 4}).drawing_temperature == 0.0
+    assert parse({"num_beams": 2, "temperature": 0.7}).drawing_temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be a whole number, at least 1"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; it must be a whole number"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1; it must be a whole number, at least 0"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, r"min_new_tokens is 9; it must be at most max_new_tokens \(8\)"),
+        ({"num_return_sequences": 0}, "num_return_sequences is 0; it must be a whole number, at least 1"),
+        ({"num_beams": True}, "num_beams is True; it must be a whole number, at least 1"),
+        ({"logprobs": -1}, "logprobs is -1; it must be a whole number, at least 0"),
+        ({"best_of": 2, "num_return_sequences": 3}, r"best_of is 2; it must be at least num_return_sequences \(3\)"),
+        ({"max_time": 0}, "max_time is 0; it must be above 0 seconds, or None for no bound"),
+        ({"guidance_scale": 0}, "guidance_scale is 0; it must be above 0, where 1 is off"),
+        ({"beyond_context": "cut"}, "beyond_context is 'cut'; it must be 'error' or 'slide'"),
+        ({"temperature": 0, "top_p": 0.9}, "top_p is 0.9, which has no effect without a temperature above 0"),
+        ({"num_beams": 2, "top_k": 5}, "top_k is 5, which has no effect without a temperature above 0"),
+        ({"temperature": 0, "best_of": 2}, "best_of is 2, which has no effect without a temperature above 0"),
+        ({"length_penalty": 2.0}, "length_penalty is 2.0, which has no effect without num_beams above 1"),
+        ({"early_stopping": "never"}, "early_stopping is 'never', which has no effect without num_beams above 1"),
+        ({"negative_prompt": "no"}, "negative_prompt is 'no', which has no effect without guidance_scale other than 1"),
+        (
+            {"num_beams": 2, "guidance_scale": 2},
+            "guidance_scale is 2, which has no effect without the search by single",
+        ),
+        ({"num_beams": 2, "logprobs": 0}, "logprobs is 0, which has no effect without the search by single tokens"),
+        ({"num_beams": 2, "stop_strings": "a"}, r"stop_strings is \('a',\), which has no effect without the search by"),
+        ({"penalty_alpha": 0.5, "num_beams": 2}, "num_beams is 2 beside penalty_alpha: contrastive search has no"),
+        (
+            {"penalty_alpha": 0.5, "temperature": 1},
+            "temperature is 1 beside penalty_alpha: contrastive search draws nothing",
+        ),
+    ],
+)
+def test_values_out_of_range_and_options_without_effect(options, message):
+    with pytest.raises(InputError, match=message):
+        parse(options)
