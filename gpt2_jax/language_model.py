@@ -12,7 +12,7 @@ from gpt2_jax import compilation_cache
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError
 from gpt2_jax.generation import sampler
-from gpt2_jax.generation.logits import Sampling
+from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2, GPT2Config, unstack
 from gpt2_jax.tokenizer import Tokenizer
 

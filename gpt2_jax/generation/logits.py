@@ -1,100 +1,134 @@
-"""From logits to a token: transforms that chain, and the pick. All on [B, V] float32, all settings traced arrays.
+"""What bends the next token's logits before one is chosen: pure functions on float32 [B, V], one for each control.
 
-Nothing is sorted: both filters keep what lies above a threshold, found by bisection over the 32 bits of a float.
+A banned token gets `LOWEST`, never an infinity, and no logit becomes one. Every setting may be traced. Histories are
+read by gathers and written by scatters over their S tokens, never as [B, S, V]. Axes: B rows, V vocabulary, S tokens
+of history, N phrases of at most M tokens.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gpt2_jax.errors import InputError
-
-LOWEST = jnp.finfo(jnp.float32).min
+LOWEST = float(np.finfo(np.float32).min)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn; changing a value compiles nothing anew.
+class History:
+    """The text so far of each row.
 
     Attributes:
-      temperature: divides the logits; 0 always takes the most probable token (greedy).
-      top_k: only the k most probable tokens may be drawn (Fan et al., 2018); 0 is off.
-      top_p: only the most probable tokens that together reach this probability (Holtzman et al., 2020); 1 is off.
-
-    Raises:
-      InputError: a negative temperature or top_k, or top_p outside (0, 1].
+      tokens: int32 [B, S], a row's prompt and then its new tokens; what lies at or past `lengths` means nothing.
+      lengths: int32 [B], prompt and new tokens together.
+      prompt_lengths: int32 [B].
     """
 
-    temperature: float | jax.Array = 1.0
-    top_k: int | jax.Array = 0
-    top_p: float | jax.Array = 1.0
+    tokens: jax.Array
+    lengths: jax.Array
+    prompt_lengths: jax.Array
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if not isinstance(getattr(self, field.name), (int, float)):
-                return  # inside a transform the values are tracers, checked when they were numbers
-        if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature is {self.temperature}; it must be 0 (greedy) or above")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
-            raise InputError(f"top_k is {self.top_k}; it must be a whole number, 0 (off) or above")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; it must be in (0, 1], where 1 is off")
-        # One type each: to jit, a temperature of 0 and one of 0.7 are otherwise two programs.
-        for name, kind in (("temperature", float), ("top_k", int), ("top_p", float)):
-            object.__setattr__(self, name, kind(getattr(self, name)))
+    @property
+    def new(self) -> jax.Array:
+        """How many tokens are new, int32 [B]."""
+        return self.lengths - self.prompt_lengths
+
+    def last(self, distance: jax.Array | int) -> jax.Array:
+        """The tokens at `distance` (1 is the newest; an int, or int [M]) from the ends: int32 [B] or [B, M].
+
+        -1 where the text is shorter.
+        """
+        place = self.lengths.reshape(-1, *(1,) * np.ndim(distance)) - distance
+        found = jnp.take_along_axis(self.tokens, jnp.maximum(place, 0).reshape(len(place), -1), axis=1)
+        return jnp.where(place >= 0, found.reshape(place.shape), -1)
 
 
-def pick(logits: jax.Array, sampling: Sampling, keys: jax.Array) -> jax.Array:
-    """Draws a token for each row.
+def sequence_bias(logits: jax.Array, phrases: jax.Array, bias: jax.Array, history: History) -> jax.Array:
+    """Adds `bias` [N] to the logit of the last token of each of `phrases` [N, M] that the text is about to complete."""
+    completions = _completions(phrases, history)
+    return finite(logits + _scatter(jnp.zeros_like(logits), completions).add(bias, mode="drop"))
 
-    Args:
-      logits: float32 [B, V].
-      sampling: the settings, scalars.
-      keys: one key a row, [B].
 
-    Returns:
-      int32 [B].
+def repetition_penalty(logits: jax.Array, penalty: jax.Array | float, history: History) -> jax.Array:
+    """Divides positive logits of tokens in the text, prompt included, by `penalty`; multiplies negative ones by it.
+
+    Keskar et al. (2019).
     """
-
-    def draw() -> jax.Array:
-        filtered = transform(logits, sampling)
-        return jax.vmap(jax.random.categorical)(keys, filtered).astype(jnp.int32)
-
-    greedy = lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jax.lax.cond(jnp.asarray(sampling.temperature) > 0, draw, greedy)
+    own = jnp.take_along_axis(logits, history.tokens, axis=1, mode="clip")
+    penalized = finite(jnp.where(own < 0, own * penalty, own / penalty))
+    return _scatter(logits, _written(history)).set(penalized, mode="drop")
 
 
-def transform(logits: jax.Array, sampling: Sampling) -> jax.Array:
-    """Temperature, then top-k, then top-p, the order of `transformers`; what may not be drawn becomes `LOWEST`."""
-    # Below 1e-5 every other token's probability underflows anyway, and a smaller divisor could overflow.
-    logits = logits / jnp.maximum(sampling.temperature, 1e-5)
-    logits = jax.lax.cond(jnp.asarray(sampling.top_k) > 0, lambda: keep_top_k(logits, sampling.top_k), lambda: logits)
-    return jax.lax.cond(jnp.asarray(sampling.top_p) < 1, lambda: keep_top_p(logits, sampling.top_p), lambda: logits)
+def presence_and_frequency_penalty(
+    logits: jax.Array, presence: jax.Array | float, frequency: jax.Array | float, history: History
+) -> jax.Array:
+    """Takes `presence` from tokens generated so far, and `frequency` for each time; the prompt does not count.
+
+    As OpenAI's API and vLLM define them.
+    """
+    new = _written(history, start=history.prompt_lengths)
+    counts = _scatter(jnp.zeros_like(logits), new).add(1.0, mode="drop")
+    return finite(logits - frequency * counts - presence * (counts > 0))
 
 
-def keep_top_k(logits: jax.Array, k: jax.Array | int) -> jax.Array:
-    """Lowers all but the k largest of each row (and those equal to the k-th) to `LOWEST`."""
-    return keep_above(logits, lambda kept: kept.sum(-1) >= k)
+def no_repeat_ngram(logits: jax.Array, n: jax.Array | int, history: History) -> jax.Array:
+    """Bans the tokens that would complete n tokens already in the text, prompt included; 0 bans nothing."""
+    written = _written(history, start=n - 1)  # [B, S]: each as the last of n
+
+    def agree(distance: jax.Array, same: jax.Array) -> jax.Array:
+        return same & (jnp.roll(history.tokens, distance, axis=1) == history.last(distance)[:, None])
+
+    S = written.shape[1]
+    same = jax.lax.fori_loop(1, jnp.clip(n, 1, S), agree, jnp.ones(written.shape, bool))
+    return ban(logits, jnp.where(same & (n > 0), written, -1))
 
 
-def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
-    """Lowers all but the fewest tokens of each row whose probabilities sum to p or more to `LOWEST`."""
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    return keep_above(logits, lambda kept: jnp.where(kept, probabilities, 0.0).sum(-1) >= p)
+def bad_words(logits: jax.Array, phrases: jax.Array, history: History) -> jax.Array:
+    """Bans the last token of each of `phrases` [N, M] that the text is about to complete."""
+    return ban(logits, _completions(phrases, history))
 
 
-def keep_above(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Keeps the logits at or above the highest threshold at which `enough(kept [B, V]) -> bool [B]` still holds."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)  # -0.0 is no less than 0.0
-    sign = jnp.uint32(1 << 31)
-    order = jnp.where(bits < sign, bits | sign, ~bits)  # unsigned integers in the order of the floats
+def min_new_tokens(logits: jax.Array, least: jax.Array | int, end_tokens: jax.Array, history: History) -> jax.Array:
+    """Bans the `end_tokens` (int [E], -1 is none) in rows with fewer than `least` new tokens."""
+    return ban(logits, jnp.where(history.new[:, None] < least, end_tokens, -1))
 
-    def try_bit(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        candidate = threshold | (sign >> i.astype(jnp.uint32))
-        return jnp.where(enough(order >= candidate[:, None]), candidate, threshold)
 
-    threshold = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(len(logits), jnp.uint32))
-    return jnp.where(order >= threshold[:, None], logits, LOWEST)
+def forced(logits: jax.Array, token: jax.Array | int, rows: jax.Array) -> jax.Array:
+    """Bans all but `token` in `rows`, bool [B]."""
+    only = jnp.where(jnp.arange(logits.shape[1]) == token, 0.0, LOWEST)
+    return jnp.where(rows[:, None], only, logits)
+
+
+def ban(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Lowers `tokens` of each row (int [B, any] or, for all rows, [any]; -1 is none) to `LOWEST`."""
+    return _scatter(logits, jnp.broadcast_to(tokens, (len(logits), tokens.shape[-1]))).set(LOWEST, mode="drop")
+
+
+def finite(logits: jax.Array) -> jax.Array:
+    """Logits within the finite numbers."""
+    return jnp.clip(logits, LOWEST, -LOWEST)
+
+
+def _written(history: History, start: jax.Array | int = 0) -> jax.Array:
+    """The tokens at `start` (an int, or int [B]) and after, int32 [B, S]; -1 in the other places."""
+    place = jnp.arange(history.tokens.shape[1])
+    inside = (place >= jnp.reshape(start, (-1, 1))) & (place < history.lengths[:, None])
+    return jnp.where(inside, history.tokens, -1)
+
+
+def _completions(phrases: jax.Array, history: History) -> jax.Array:
+    """The last token of each phrase whose others end the text, int32 [B, N]; -1 for the phrases that do not follow.
+
+    `phrases` int32 [N, M] are aligned on the right, -1 fills the left, and a row of -1 is none.
+    """
+    before = phrases[:, :-1]
+    suffix = history.last(jnp.arange(before.shape[1], 0, -1))  # [B, M - 1]
+    follows = ((suffix[:, None] == before) | (before < 0)).all(-1)
+    return jnp.where(follows, phrases[:, -1], -1)
+
+
+def _scatter(logits: jax.Array, tokens: jax.Array):
+    """What `.set` and `.add` (with mode="drop") write at `tokens` of each row, int [B, any]; -1 is none."""
+    B, V = logits.shape
+    return logits.at[jnp.arange(B)[:, None], jnp.where(tokens < 0, V, tokens)]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
-from gpt2_jax.generation.logits import Sampling, pick
+from gpt2_jax.generation.logits import History
+from gpt2_jax.generation.sampling import Sampling, pick
 from gpt2_jax.model import GPT2
 
 SMALLEST_BUCKET = 16
@@ -125,7 +126,11 @@ def advance(
 
 def _add_token(state: SamplerState, logits: jax.Array, sampling: Sampling, end_of_text: int) -> SamplerState:
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.decoding.lengths + state.count)
-    token = jnp.where(state.done, end_of_text, pick(logits, sampling, keys))
+    counts = jnp.full(len(logits), state.count)
+    history = History(tokens=state.tokens, lengths=counts, prompt_lengths=jnp.zeros_like(counts))
+    capacity = state.tokens.shape[1]
+    token = pick(logits, sampling, history, keys, end_tokens=jnp.array([end_of_text]), limit=capacity)
+    token = jnp.where(state.done, end_of_text, token)
     tokens = jax.lax.dynamic_update_slice_in_dim(state.tokens, token[:, None], state.count, axis=1)
     done = state.done | (token == end_of_text)
     return dataclasses.replace(state, count=state.count + 1, tokens=tokens, done=done)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from gpt2_jax.generation import sampler
-from gpt2_jax.generation.logits import Sampling
+from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import unstack
 
 PROMPTS = [[1, 2, 3], [5] * 18, [7]]

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_jax import InputError
-from gpt2_jax.generation.logits import LOWEST, Sampling, keep_top_k, keep_top_p, pick, transform
+from gpt2_jax.generation.filters import keep_top_k, keep_top_p
+from gpt2_jax.generation.logits import LOWEST, History
+from gpt2_jax.generation.sampling import Sampling, pick, warp
 
 V = 50
 rows = st.lists(
@@ -14,6 +16,13 @@ rows = st.lists(
 ).map(lambda values: np.array([values], np.float32))  # fmt: skip
 top_k = jax.jit(keep_top_k)
 top_p = jax.jit(keep_top_p)
+
+
+@jax.jit
+def choose(logits, sampling, keys):
+    empty = jnp.zeros(len(logits), int)
+    history = History(jnp.zeros((len(logits), 4), int), empty, empty)
+    return pick(logits, sampling, history, keys, end_tokens=jnp.array([-1]), limit=9)
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,19 +53,19 @@ def test_filters_accept_infinities_and_extremes():
 def test_order_is_temperature_then_top_k_then_top_p():
     """Halving the temperature squares the odds before top-p looks at them; top-k renormalises for it."""
     logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-    kept = lambda **settings: np.asarray(transform(logits, Sampling(**settings)) > LOWEST)[0].sum()
+    kept = lambda **settings: np.asarray(warp(logits, Sampling(**settings)) > LOWEST)[0].sum()
     assert kept(top_p=0.75) == 3 and kept(temperature=0.5, top_p=0.75) == 2
     assert kept(top_p=0.55) == 2 and kept(top_k=2, top_p=0.55) == 1
-    np.testing.assert_array_equal(transform(logits, Sampling()), logits)
+    np.testing.assert_array_equal(warp(logits, Sampling()), logits)
 
 
 def test_draws_follow_the_distribution():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.broadcast_to(jnp.log(probabilities), (20_000, 4)).astype(jnp.float32)
     keys = jax.random.split(jax.random.key(0), 20_000)
-    draws = np.bincount(jax.jit(pick)(logits, Sampling(), keys), minlength=4) / 20_000
+    draws = np.bincount(choose(logits, Sampling(), keys), minlength=4) / 20_000
     np.testing.assert_allclose(draws, probabilities, atol=0.015)
-    hot = np.bincount(jax.jit(pick)(logits, Sampling(temperature=0.5), keys), minlength=4) / 20_000
+    hot = np.bincount(choose(logits, Sampling(temperature=0.5), keys), minlength=4) / 20_000
     np.testing.assert_allclose(hot, probabilities**2 / (probabilities**2).sum(), atol=0.015)
 
 
@@ -64,11 +73,11 @@ def test_greedy_needs_no_luck_and_tiny_temperatures_agree_with_it():
     logits = jax.random.normal(jax.random.key(1), (8, 30)) * 100
     keys = jax.random.split(jax.random.key(0), 8)
     for temperature in (0.0, 1e-9, 1e-3):
-        np.testing.assert_array_equal(pick(logits, Sampling(temperature=temperature), keys), logits.argmax(-1))
+        np.testing.assert_array_equal(choose(logits, Sampling(temperature=temperature), keys), logits.argmax(-1))
 
 
 def test_other_settings_compile_nothing_anew():
-    compiled = jax.jit(lambda *arguments: pick(*arguments))
+    compiled = jax.jit(lambda *arguments: choose(*arguments))
     logits, keys = jnp.zeros((1, 5)), jax.random.split(jax.random.key(0), 1)
     for settings_ in (Sampling(), Sampling(0), Sampling(0.0), Sampling(0.7, 3, 0.9), Sampling(1, 3.0, 1)):
         compiled(logits, settings_, keys)
