@@ -2,8 +2,11 @@
 
 import dataclasses
 import functools
+import itertools
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -11,13 +14,14 @@ import numpy as np
 from gpt2_jax import compilation_cache
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError
-from gpt2_jax.generation import sampler
-from gpt2_jax.generation.sampling import Sampling
+from gpt2_jax.generation import sampler, stopping
+from gpt2_jax.generation.options import DEFAULTS, Options, parse
+from gpt2_jax.generation.request import Prompt, Request, make_request
 from gpt2_jax.model import GPT2, GPT2Config, unstack
 from gpt2_jax.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int] | np.ndarray
-DEFAULT_NEW_TOKENS = 128
+TIMED_CHUNK = 8  # new tokens between two looks at the clock
+STOP_REASONS = {sampler.AT_END_TOKEN: "end_token", sampler.AT_STOP_STRING: "stop_string"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +30,23 @@ class Generation:
 
     Attributes:
       text: the prompt and what was added.
-      completion: what was added, alone.
-      tokens: ids of both, int32 [length]; without the end-of-text that stopped it.
-      stopped: whether end-of-text came before the last token allowed.
+      completion: what was added, alone, up to a stop string.
+      tokens: ids of both, int32 [length]; without the end token that stopped it, with those that spell a stop string.
+      stop_reason: "end_token", "stop_string", "length" (max_new_tokens were added) or "time" (max_time was over).
+      logprobs: float32 [new tokens], log-probabilities of the new tokens under the model itself; if asked for.
+      top_tokens, top_logprobs: int32 and float32 [new tokens, n], the n most probable in their place; if asked for.
+      score: what candidates are ranked by: the log-probability, end token included, over a power of the length (beam
+        search), or the mean (`best_of`); else None.
     """
 
     text: str
     completion: str
     tokens: np.ndarray
-    stopped: bool
+    stop_reason: Literal["end_token", "stop_string", "length", "time"]
+    logprobs: np.ndarray | None = None
+    top_tokens: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+    score: float | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -54,117 +66,148 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.config: GPT2Config = model.config
 
-    def generate(
-        self,
-        prompt: Prompt | Sequence[Prompt] = "",
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        num_return_sequences: int = 1,
-    ) -> Generation | list[Generation]:
+    def generate(self, prompt: Prompt | Sequence[Prompt] = "", **options: Any) -> Generation | list[Generation]:
         """Continues one prompt or several, of any lengths, in one jitted loop.
 
         Args:
-          prompt: text or token ids, or a list of such; "" starts from end-of-text.
-          max_new_tokens: at most so many are added; None is 128, or what the context leaves.
-          temperature: 0 takes the most probable token each time; 1 draws from the model's own distribution.
-          top_k: draw among the k most probable tokens; 0 is off.
-          top_p: draw among the most probable tokens that together reach this probability; 1 is off.
-          seed: the same seed gives the same texts.
-          num_return_sequences: samples a prompt.
+          prompt: text or token ids, or a list of such; "" starts from end-of-text. Each prompt of a list gives what it
+            gives alone: for several texts of one prompt ask for `num_return_sequences`, or give a list of seeds.
+          **options: the fields of `gpt2_jax.generation.options.Options`, with their meanings and defaults.
 
         Returns:
-          A `Generation`; a list, prompt by prompt, for a list of prompts or several samples.
+          A `Generation`; a list, prompt by prompt, for a list of prompts or several texts each.
 
         Raises:
-          InputError: a setting out of range, ids outside the vocabulary, or a prompt that does not fit the context.
+          InputError: an unknown option, a value out of range, options that contradict each other, ids outside the
+            vocabulary, or a prompt that does not fit the context.
         """
+        settings = parse(options)
         several = not isinstance(prompt, str) and any(isinstance(p, str) or np.ndim(p) > 0 for p in prompt)
-        if num_return_sequences < 1:
-            raise InputError(f"num_return_sequences is {num_return_sequences}; it must be at least 1")
-        prompts = [self._encode(p) for p in (prompt if several else [prompt]) for _ in range(num_return_sequences)]
-        chunks = list(self._run(prompts, max_new_tokens, Sampling(temperature, top_k, top_p), seed, chunk=None))
-        tokens = np.concatenate([tokens for tokens, _ in chunks], axis=1)
-        results = [self._result(ids, row) for ids, row in zip(prompts, tokens)]
-        return results if several or num_return_sequences > 1 else results[0]
+        request = self._request(prompt if several else [prompt], settings)
+        match settings.search:
+            case "sample":
+                results = self._sample(request)
+            case "beam":
+                results = self._beam_search(request)
+            case "contrastive":
+                results = self._contrastive_search(request)
+        return results if several or settings.num_return_sequences > 1 else results[0]
 
-    def stream(
-        self,
-        prompt: Prompt = "",
-        *,
-        max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt = "", **options: Any) -> Iterator[str]:
         """Yields the completion piece by piece, as soon as each is final; the pieces joined are `.completion`.
 
-        Arguments and errors are those of `generate`, for one prompt.
+        Arguments and errors are those of `generate`, for one prompt, one text and no search.
         """
-        ids = self._encode(prompt)
-        decoder = self.tokenizer.stream_decoder()
-        for tokens, _ in self._run([ids], max_new_tokens, Sampling(temperature, top_k, top_p), seed, chunk=1):
-            if piece := decoder.put([token for token in tokens[0].tolist() if token != self.tokenizer.end_of_text]):
-                yield piece
-        if piece := decoder.end():
+        settings = parse(options)
+        for name in ("num_return_sequences", "best_of", "num_beams", "penalty_alpha", "logprobs"):
+            if getattr(settings, name) != DEFAULTS[name]:
+                raise InputError(f"{name} is {getattr(settings, name)!r}; a stream has one text, known to its end only")
+        request = self._request([prompt], settings)
+        decoder, waiting = self.tokenizer.stream_decoder(), ""
+        shown = len(request.prompts[0])
+        for state in self._states(request, chunk=1):
+            tokens = np.asarray(state.history.tokens)[0, shown : int(state.history.lengths[0])]
+            shown += len(tokens)
+            waiting += decoder.put([token for token in tokens.tolist() if token not in request.end_tokens])
+            if int(state.ended[0]) == sampler.AT_STOP_STRING:
+                break
+            final = len(waiting) - stopping.held_back(waiting, settings.stop_strings)
+            if final:
+                yield waiting[:final]
+            waiting = waiting[final:]
+        if piece := stopping.cut(waiting + decoder.end(), settings.stop_strings):
             yield piece
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt) or [self.tokenizer.end_of_text]
-        ids = np.asarray(prompt)
-        if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-            raise InputError(
-                f"a prompt is {ids.dtype}{list(ids.shape)}; it must be text or a list of integer token ids"
-            )
-        bad = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if bad.size:
-            raise InputError(
-                f"the prompt has token id {bad[0]}; ids must be from 0 to {self.config.vocab_size - 1}: encode the "
-                "text with lm.tokenizer"
-            )
-        return ids.tolist()
+    def compile(self, *, batch_size: int = 1, prompt_length: int = 1, **options: Any) -> None:
+        """Compiles what `generate(prompts, **options)` will run, for prompts up to `prompt_length` tokens long.
 
-    def _run(
-        self, prompts: list[list[int]], max_new_tokens: int | None, sampling: Sampling, seed: int, chunk: int | None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        context, longest = self.config.n_positions, max(len(prompt) for prompt in prompts)
-        room = context - longest
-        if room < 1:
-            raise InputError(
-                f"the prompt has {longest} tokens and the model's context is {context}; at most {context - 1} leave "
-                "room for a new one: shorten the prompt"
-            )
-        if max_new_tokens is None:
-            max_new_tokens = min(DEFAULT_NEW_TOKENS, room)
-        if not 1 <= max_new_tokens <= room:
-            raise InputError(
-                f"max_new_tokens is {max_new_tokens}; after a prompt of {longest} tokens it must be from 1 to {room}, "
-                f"for the model's context is {context}"
-            )
-        return sampler.generate(
-            self.model,
+        Other values of the options and other prompts in the same bucket (the next power of two) compile nothing more.
+        """
+        settings = parse(options)
+        request = self._request([[self.tokenizer.end_of_text] * prompt_length] * batch_size, settings)
+        match settings.search:
+            case "sample":
+                for _ in itertools.islice(self._states(request, chunk=1), 2):
+                    pass
+            case "beam":
+                self._beam_search(request)
+            case "contrastive":
+                self._contrastive_search(request)
+
+    def _request(self, prompts: Sequence[Prompt], options: Options) -> Request:
+        return make_request(prompts, options, self.tokenizer, self.config)
+
+    def _states(self, request: Request, chunk: int | None) -> Iterator[sampler.State]:
+        """The sampler's states until all rows have ended or the time is over."""
+        options = request.options
+        samples = options.best_of or options.num_return_sequences
+        prompts = [ids for ids in request.prompts for _ in range(samples)]
+        table = None
+        if options.stop_strings:
+            table = stopping.stop_table(options.stop_strings, self.tokenizer, self.config.padded_vocab_size)
+        rules = sampler.Rules(
+            sampling=request.sampling,
+            end_tokens=request.end_tokens,
+            limit=np.int32(request.max_new_tokens),
+            stop_table=table,
+            guidance_scale=np.float32(options.guidance_scale) if request.negative else None,
+        )
+        alternatives = 0 if options.best_of is not None and options.logprobs is None else options.logprobs
+        start = sampler.start_state(
             prompts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seed=seed,
-            end_of_text=self.tokenizer.end_of_text,
-            chunk=chunk,
+            [(seed, number) for seed in request.seeds for number in range(samples)],
+            request.max_new_tokens,
+            negative_prompts=request.negative * len(prompts),
+            alternatives=alternatives,
         )
+        began = time.monotonic()
+        for state in sampler.generate(self.model, start, rules, chunk=chunk):
+            yield state
+            if options.max_time is not None and time.monotonic() - began >= options.max_time:
+                return
 
-    def _result(self, prompt: list[int], new: np.ndarray) -> Generation:
-        ends = np.flatnonzero(new == self.tokenizer.end_of_text)
-        new = new[: ends[0]] if ends.size else new
-        return Generation(
-            text=self.tokenizer.decode([*prompt, *new.tolist()]),
-            completion=self.tokenizer.decode(new.tolist()),
-            tokens=np.concatenate([np.asarray(prompt, np.int32), new]),
-            stopped=bool(ends.size),
-        )
+    def _sample(self, request: Request) -> list[Generation]:
+        options = request.options
+        chunk = None if options.max_time is None else TIMED_CHUNK
+        *_, state = self._states(request, chunk)
+        history = state.history
+        tokens, lengths, ended = (np.asarray(x) for x in (history.tokens, history.lengths, state.ended))
+        starts, scores = np.asarray(history.prompt_lengths), jax.tree.map(np.asarray, state.scores)
+        results = []
+        for row in range(len(ended)):
+            new = tokens[row, starts[row] : lengths[row]]
+            reason = STOP_REASONS.get(int(ended[row])) or ("length" if len(new) == request.max_new_tokens else "time")
+            prompt = tokens[row, : starts[row]].tolist()
+            of_row = scores and jax.tree.map(lambda x, row=row: x[row], scores)
+            results.append(self._result(request, prompt, new, reason, of_row))
+        if options.best_of is not None:
+            results = _best(results, options.best_of, options.num_return_sequences)
+        return results
+
+    def _result(
+        self, request: Request, prompt: list[int], new: np.ndarray, reason: str, scores: sampler.Scores | None
+    ) -> Generation:
+        options, score, kept = request.options, None, {}
+        if options.best_of is not None:
+            score = float(scores.chosen[: len(new)].mean())
+        new = new[:-1] if reason == "end_token" else new
+        if options.logprobs is not None:
+            n = len(new)
+            kept = {"logprobs": scores.chosen[:n], "top_tokens": scores.top_tokens[:n], "top_logprobs": scores.top[:n]}
+        completion = self.tokenizer.decode(new)
+        if reason == "stop_string":
+            completion = stopping.cut(completion, options.stop_strings)
+            text = self.tokenizer.decode(prompt) + completion
+        else:
+            text = self.tokenizer.decode([*prompt, *new.tolist()])
+        ids = np.concatenate([np.asarray(prompt, np.int32), new])
+        return Generation(text, completion, ids, reason, score=score, **kept)
+
+
+def _best(results: list[Generation], candidates: int, wanted: int) -> list[Generation]:
+    """The `wanted` of highest score among each prompt's `candidates`."""
+    prompts = [results[i : i + candidates] for i in range(0, len(results), candidates)]
+    return [r for rows in prompts for r in sorted(rows, key=lambda r: -r.score)[:wanted]]
 
 
 def load(path: str | Path, *, step: int | str | None = None) -> LanguageModel:

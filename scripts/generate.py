@@ -3,22 +3,48 @@
 python scripts/generate.py --workdir=runs/quickstart --prompt="def " --max_new_tokens=100 --top_p=0.95
 """
 
+import json
 import sys
 
 from absl import app, flags, logging
 
 import gpt2_jax
+from gpt2_jax.generation.options import Options
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run.")
-STEP = flags.DEFINE_string("step", None, "Checkpoint: a step, or 'best'; the latest by default.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, folder or file of GPT-2 weights, or hub id.")
+STEP = flags.DEFINE_string("step", None, "Checkpoint of a run: a step, or 'best'; the latest by default.")
 PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; empty starts a new one.")
-MAX_NEW_TOKENS = flags.DEFINE_integer(
-    "max_new_tokens", None, "Tokens to add; by default 128, or what the context leaves."
-)
-TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most probable token each time.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Draw among the k most probable tokens; 0 is off.")
-TOP_P = flags.DEFINE_float("top_p", 0.95, "Draw among the most probable tokens of this total probability; 1 is off.")
-SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same text.")
+
+# How an option is read from the command line; the others are numbers like their defaults.
+READ = {
+    **dict.fromkeys(("bad_words_ids", "stop_strings"), flags.DEFINE_multi_string),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "eos_token_id"), flags.DEFINE_multi_integer),
+    **dict.fromkeys(("sequence_bias", "early_stopping"), flags.DEFINE_string),  # JSON
+    **dict.fromkeys(("beyond_context", "negative_prompt"), flags.DEFINE_string),
+    **dict.fromkeys(("temperature", "max_time"), flags.DEFINE_float),
+}
+for field in Options.fields():
+    if field.name != "logprobs":  # which are not text
+        of_number = flags.DEFINE_float if isinstance(field.default, float) else flags.DEFINE_integer
+        READ.get(field.name, of_number)(field.name, None, field.metadata["help"])
+
+
+def given_options() -> dict:
+    """The options on the command line; without any about the draw, temperature 0.8 and top_p 0.95."""
+    values = {field.name: flags.FLAGS[field.name].value for field in Options.fields() if field.name in flags.FLAGS}
+    options = {name: value for name, value in values.items() if value is not None}
+    for name in ("sequence_bias", "early_stopping"):
+        if name in options:
+            try:
+                options[name] = json.loads(options[name])
+            except json.JSONDecodeError:
+                raise gpt2_jax.InputError(
+                    f'{name} is {options[name]!r}; it must be JSON: true, false, "never" or {{" text": 1.5}}'
+                ) from None
+    undirected = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "num_beams"}
+    if not (undirected | {"penalty_alpha"}) & options.keys():
+        options |= {"temperature": 0.8, "top_p": 0.95}
+    return options
 
 
 def main(argv: list[str]) -> int:
@@ -27,19 +53,17 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.ERROR)  # the terminal is for the text
     step = int(STEP.value) if (STEP.value or "").isdigit() else STEP.value
     try:
+        options = given_options()
         lm = gpt2_jax.load(WORKDIR.value, step=step)
-        pieces = lm.stream(
-            PROMPT.value,
-            max_new_tokens=MAX_NEW_TOKENS.value,
-            temperature=TEMPERATURE.value,
-            top_k=TOP_K.value,
-            top_p=TOP_P.value,
-            seed=SEED.value,
-        )
-        print(PROMPT.value, end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print()
+        if options.keys() & {"num_return_sequences", "best_of", "num_beams", "penalty_alpha"}:
+            results = lm.generate([PROMPT.value], **options)
+            print(*results, sep="\n---\n")
+        else:
+            pieces = lm.stream(PROMPT.value, **options)
+            print(PROMPT.value, end="", flush=True)
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print()
     except gpt2_jax.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

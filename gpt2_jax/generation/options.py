@@ -155,6 +155,11 @@ class Options:
             )
         self._refuse_without_effect()
 
+    @classmethod
+    def fields(cls) -> tuple[dataclasses.Field, ...]:
+        """The options with their defaults and, under `metadata["help"]`, their meanings."""
+        return dataclasses.fields(cls)
+
     @property
     def search(self) -> Literal["sample", "beam", "contrastive"]:
         return "contrastive" if self.penalty_alpha else "beam" if self.num_beams > 1 else "sample"
