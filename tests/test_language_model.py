@@ -194,7 +194,7 @@ def test_without_a_length_the_context_bounds_it(lm):
         ({"prompt": [1, 99]}, "the prompt has token id 99; ids must be from 0 to"),
         ({"prompt": [1.5]}, r"the prompt is float64\[1\]; it must be text or a list of integer token ids"),
         ({"prompt": []}, r"the prompt is float64\[0\]"),
-        ({"prompt": "the", "num_return_sequences": 0}, "num_return_sequences is 0; it must be a whole number, at least 1"),
+        ({"prompt": "the", "num_return_sequences": 0}, "num_return_sequences is 0; it must be a whole number, at"),
         ({"prompt": "Ω"}, "the character 'Ω'"),
     ],
 )  # fmt: skip

@@ -1,9 +1,14 @@
+"""Every name of transformers' GenerationConfig is refused, or changes what is generated."""
+
 import re
 
+import jax
 import pytest
 
-from gpt2_jax import InputError
+from gpt2_jax import InputError, LanguageModel
 from gpt2_jax.generation.options import DEFAULTS, ELSEWHERE, parse
+from gpt2_jax.model import GPT2, GPT2Config
+from gpt2_jax.tokenizer import train_characters
 
 # Every name of GenerationConfig in transformers 4.57.6 and 5.23.
 TRANSFORMERS = """
@@ -79,3 +84,66 @@ def test_the_default_temperature_draws_alone_and_searches_greedily():
 def test_values_out_of_range_and_options_without_effect(options, message):
     with pytest.raises(InputError, match=message):
         parse(options)
+
+
+TEXT = "abcdefghijklmnopqrstuvwxyz "
+GREEDY = {"temperature": 0}
+ENDLESS = {"eos_token_id": []}
+BEAMS = {"num_beams": 4, "num_return_sequences": 4, "eos_token_id": [0, 5, 9]}
+# {option: (value, beside which others)}: with and without it, results differ.
+EFFECTS = {
+    "max_new_tokens": (9, GREEDY),
+    "min_new_tokens": (8, {**GREEDY, "eos_token_id": list(range(20))}),
+    "num_return_sequences": (2, {}),
+    "temperature": (0.3, ENDLESS),
+    "top_k": (2, ENDLESS),
+    "top_p": (0.2, ENDLESS),
+    "min_p": (0.9, ENDLESS),
+    "typical_p": (0.1, ENDLESS),
+    "epsilon_cutoff": (0.2, ENDLESS),
+    "eta_cutoff": (0.5, ENDLESS),
+    "repetition_penalty": (50.0, GREEDY),
+    "no_repeat_ngram_size": (1, GREEDY),
+    "bad_words_ids": (list(TEXT[:20]), GREEDY),
+    "sequence_bias": ({"q": 50.0}, GREEDY),
+    "suppress_tokens": (list(range(20)), GREEDY),
+    "begin_suppress_tokens": (list(range(26)), GREEDY),
+    "forced_bos_token_id": (7, {}),
+    "forced_eos_token_id": (7, {**GREEDY, "eos_token_id": []}),
+    "num_beams": (4, GREEDY),
+    "num_beam_groups": (2, {**BEAMS, "diversity_penalty": 5.0}),
+    "diversity_penalty": (5.0, {**BEAMS, "num_beam_groups": 2}),
+    "length_penalty": (8.0, BEAMS),
+    "early_stopping": (True, BEAMS),
+    "penalty_alpha": (0.9, {"top_k": 4}),
+    "guidance_scale": (4.0, GREEDY),
+    "eos_token_id": (list(range(20)), GREEDY),
+    "stop_strings": (list(TEXT[:20]), GREEDY),
+    "max_time": (1e-9, GREEDY),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lm():
+    tokenizer = train_characters([TEXT])
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, initializer_range=0.4
+    )
+    return LanguageModel(jax.jit(GPT2, static_argnums=0)(config, jax.random.key(3)), tokenizer)
+
+
+def test_all_are_here():
+    assert set(EFFECTS) == set(TRANSFORMERS) & set(DEFAULTS)
+
+
+@pytest.mark.parametrize("name", sorted(EFFECTS))
+def test_an_option_changes_what_is_generated(lm, name):
+    value, others = EFFECTS[name]
+    others = {"max_new_tokens": 16} | others
+    default = {key: others[key] for key in others if key != name}
+    assert described(lm.generate("the", **others | {name: value})) != described(lm.generate("the", **default))
+
+
+def described(results):
+    results = results if isinstance(results, list) else [results]
+    return [(r.text, r.stop_reason, len(r.tokens)) for r in results]
