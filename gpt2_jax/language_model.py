@@ -1,18 +1,14 @@
 """A trained model as Python users hold it: parameters, tokenizer and config, with `generate` and `stream`."""
 
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from gpt2_jax import compilation_cache
-from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError
 from gpt2_jax.generation import sampler, stopping
 from gpt2_jax.generation.options import DEFAULTS, Options, parse
@@ -208,29 +204,3 @@ def _best(results: list[Generation], candidates: int, wanted: int) -> list[Gener
     """The `wanted` of highest score among each prompt's `candidates`."""
     prompts = [results[i : i + candidates] for i in range(0, len(results), candidates)]
     return [r for rows in prompts for r in sorted(rows, key=lambda r: -r.score)[:wanted]]
-
-
-def load(path: str | Path, *, step: int | str | None = None) -> LanguageModel:
-    """Opens a trained model.
-
-    Args:
-      path: the workdir of a training run.
-      step: which checkpoint: its step, "best" (by validation loss), or None, the latest.
-
-    Raises:
-      InputError: there is nothing to load at `path`.
-    """
-    from gpt2_jax.training.checkpoint import Checkpoints  # Orbax takes a second to import: only when needed
-
-    compilation_cache.enable()
-    if not Path(path).is_dir():
-        raise InputError(f"there is no folder {str(path)!r}; give the workdir of a training run")
-    with Checkpoints(Path(path)) as checkpoints:
-        step = checkpoints.find(step)
-        groups, tokenizer = checkpoints.read_json(step)
-        config = Config.from_dict(groups)
-        # This machine's first device holds it all, whatever mesh it was trained on.
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.eval_shape(functools.partial(GPT2, config.model), jax.random.key(0))
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-        return LanguageModel(checkpoints.restore_model(step, abstract), Tokenizer.from_json(tokenizer))

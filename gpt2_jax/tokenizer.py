@@ -18,7 +18,7 @@ from gpt2_jax.errors import InputError
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 2**18
 _LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class Tokenizer:
@@ -239,7 +239,7 @@ def load(name: str | Path, *, revision: str | None = None) -> Tokenizer:
         if revision is not None:
             raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
         return _load_folder(path) if path.is_dir() else Tokenizer.from_json(_read(path), str(path))
-    if not _HUB_ID.fullmatch(str(name)) or path.suffix == ".json":
+    if not HUB_ID.fullmatch(str(name)) or path.suffix == ".json":
         raise InputError(
             f"tokenizer {str(name)!r} does not exist (looked in {Path.cwd()}); give a tokenizer.json, a folder with one"
             " or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2"

@@ -1,0 +1,211 @@
+"""What `gpt2_jax.load` opens and `gpt2_jax.save` writes: training runs, folders of GPT-2's files, the hub."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from gpt2_jax import compilation_cache, tokenizer, weights
+from gpt2_jax.config import Config
+from gpt2_jax.errors import InputError
+from gpt2_jax.language_model import LanguageModel
+from gpt2_jax.model import GPT2, GPT2Config
+from gpt2_jax.tensor_files import writing
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
+
+# Fields of GPT-2's config.json: those of GPT2Config that it has, too, in the order of the class.
+OWN_FIELDS = ("dtype", "remat", "scan_unroll", "vocab_multiple")
+FIELDS = [field.name for field in dataclasses.fields(GPT2Config) if field.name not in OWN_FIELDS]
+# What changes the forward pass elsewhere and is not done here, unless it has this value.
+REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None, "adapters": None}
+Source = str | Path | Tokenizer
+HUB_FILES = ["*.json", "*.safetensors", "*.msgpack", "merges.txt"]
+
+
+def load(
+    path: str | Path,
+    *,
+    step: int | str | None = None,
+    revision: str | None = None,
+    tokenizer: Source | None = None,
+    n_positions: int | None = None,
+    dtype: str | None = None,
+) -> LanguageModel:
+    """Opens a trained model.
+
+    Args:
+      path: the workdir of a training run; a folder with `config.json` and `model.safetensors` or
+        `flax_model.msgpack`, whole or in shards; one such file in its folder; or a hub id, "openai-community/gpt2".
+      step: of a run, which checkpoint: its step, "best" (by validation loss), or None, the latest.
+      revision: of a hub id: a branch, tag or commit.
+      tokenizer: instead of the model's own: a `Tokenizer`, or what `gpt2_jax.tokenizer.load` takes.
+      n_positions: crop the context to so many positions.
+      dtype: of activations and matrix products, "float32" or "bfloat16"; None is a run's own, and float32 for files.
+
+    Raises:
+      InputError: nothing to load at `path`, or files that are not GPT-2's, damaged, or do not fit each other.
+    """
+    compilation_cache.enable()
+    folder = Path(path).expanduser()
+    if (folder / "checkpoints").is_dir():
+        if revision is not None:
+            raise InputError(f"revision is {revision!r}, but {path} is a training run; only hub ids have revisions")
+        lm = _load_run(folder, step, tokenizer, dtype)
+    else:
+        if step is not None:
+            raise InputError(f"step is {step!r}, but {path} is no training run; only runs have steps")
+        lm = _load_files(folder if folder.exists() else _fetch(str(path), revision), tokenizer, dtype)
+    if n_positions is not None:
+        lm = LanguageModel(weights.resize(lm.model, n_positions=n_positions), lm.tokenizer)
+    return lm
+
+
+def load_config(folder: Path) -> GPT2Config:
+    """The `GPT2Config` of a folder's `config.json`.
+
+    Raises:
+      InputError: no such file, not GPT-2's, or with an option that is not supported.
+    """
+    file = folder / "config.json"
+    try:
+        fields = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}); weights need the config.json they came with") from None
+    if fields.get("model_type", "gpt2") != "gpt2":
+        raise InputError(f"{file} has model_type {fields['model_type']!r}; only gpt2 is supported")
+    for name, harmless in REFUSED.items():
+        if fields.get(name) not in (harmless, None):
+            raise InputError(f"{file} has {name} {fields[name]!r}, which is not supported; it must be {harmless!r}")
+    known = {name: fields[name] for name in FIELDS if name in fields}
+    try:
+        return GPT2Config(**known)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def _load_files(path: Path, other_tokenizer: Source | None, dtype: str | None) -> LanguageModel:
+    files = weights.find(path)
+    config = dataclasses.replace(load_config(files[0].parent), dtype=dtype or "float32")
+    own_tokenizer = _tokenizer(files[0].parent if other_tokenizer is None else other_tokenizer)
+    if len(own_tokenizer) > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(own_tokenizer)} entries and the model {config.vocab_size}; give the model's own "
+            "tokenizer, or resize the model (gpt2_jax.weights.resize)"
+        )
+    return LanguageModel(weights.load(files, config), own_tokenizer)
+
+
+def _tokenizer(source: Source) -> Tokenizer:
+    return source if isinstance(source, Tokenizer) else tokenizer.load(source)
+
+
+def _load_run(
+    workdir: Path, step: int | str | None, other_tokenizer: Source | None, dtype: str | None
+) -> LanguageModel:
+    from gpt2_jax.training.checkpoint import Checkpoints  # Orbax takes a second to import: only when needed
+
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.find(step)
+        groups, saved_tokenizer = checkpoints.read_json(step)
+        config = Config.from_dict(groups).model
+        config = dataclasses.replace(config, dtype=dtype or config.dtype)
+        # This machine's first device holds it all, whatever mesh it was trained on.
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.eval_shape(functools.partial(GPT2, config), jax.random.key(0))
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+        own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
+        return LanguageModel(checkpoints.restore_model(step, abstract), own)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """The folder of a hub id's files, fetched or from the cache."""
+    if not tokenizer.HUB_ID.fullmatch(name):
+        raise InputError(
+            f"there is no folder or file {name!r}; give the workdir of a training run, a folder with GPT-2's files, or "
+            "a hub id such as openai-community/gpt2"
+        )
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{name!r} is no folder or file here and could not be fetched from the hub ({type(error).__name__}: "
+            f"{reason}); check the id and the network, or give the workdir of a training run or a folder"
+        ) from None
+
+
+def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetensors") -> Path:
+    """Writes a folder that Hugging Face opens as GPT-2: weights, `config.json`, `generation_config.json`, tokenizer.
+
+    Args:
+      lm: the model and its tokenizer.
+      path: the folder, made if absent; other files in it stay.
+      format: "safetensors" (`GPT2LMHeadModel` of transformers) or "flax" (`FlaxGPT2LMHeadModel`, until 4.57).
+
+    Returns:
+      The folder.
+
+    Raises:
+      InputError: an unknown format, or the folder cannot be written to.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"could not make the folder {folder}: {error.strerror}; give another") from None
+    weights.save(lm.model, folder, format)
+    _write_json(folder / "config.json", _config_json(lm))
+    end = {"bos_token_id": lm.tokenizer.end_of_text, "eos_token_id": lm.tokenizer.end_of_text}
+    _write_json(folder / "generation_config.json", {"_from_model_config": True, **end})
+    for name, content in _tokenizer_files(lm).items():
+        with writing(folder / name) as stream:
+            stream.write(content.encode())
+    return folder
+
+
+def _config_json(lm: LanguageModel) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        **{name: getattr(lm.config, name) for name in FIELDS},
+        "n_ctx": lm.config.n_positions,
+        "bos_token_id": lm.tokenizer.end_of_text,
+        "eos_token_id": lm.tokenizer.end_of_text,
+        "dtype": "float32",
+        "use_cache": True,
+    }
+
+
+def _tokenizer_files(lm: LanguageModel) -> dict[str, str]:
+    """{name: text}: `tokenizer.json` and what tells transformers how to open it; GPT-2's two files for a BPE."""
+    text = lm.tokenizer.to_json()
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    bpe = lm.tokenizer.kind == "bpe"
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer" if bpe else "PreTrainedTokenizerFast",
+        "model_max_length": lm.config.n_positions,
+        **({"add_prefix_space": False} if bpe else {}),
+        **special,
+    }
+    files = {
+        "tokenizer.json": text,
+        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
+    }
+    if bpe:
+        content = json.loads(text)
+        vocab = content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
+        files["vocab.json"] = json.dumps(vocab, ensure_ascii=False)
+        files["merges.txt"] = "\n".join(["#version: 0.2", *merges]) + "\n"
+    return files
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    with writing(file) as stream:
+        stream.write((json.dumps(content, indent=2) + "\n").encode())

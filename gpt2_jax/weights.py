@@ -1,0 +1,274 @@
+"""GPT-2's parameters in files: FlaxGPT2's `flax_model.msgpack` and `model.safetensors` <-> GPT2.
+
+| source | names | matrices |
+| --- | --- | --- |
+| GPT2 here | h.0.attn.c_attn.kernel (layers apart, or stacked: h.attn.c_attn.kernel) | (in, out), c_attn (in, 3, out) |
+| safetensors | transformer.h.0.attn.c_attn.weight, or without "transformer." | (in, out) |
+| msgpack | transformer/h/0/attn/c_attn/kernel | (out, in) |
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from gpt2_jax.errors import InputError
+from gpt2_jax.model import GPT2, GPT2Config, parameter_name, unstack
+from gpt2_jax.tensor_files import Tensor, read_msgpack, read_safetensors, write_msgpack, write_safetensors
+
+Format = Literal["safetensors", "flax"]
+FILES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
+READERS = {".safetensors": read_safetensors, ".msgpack": read_msgpack}
+BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # of old files: the causal mask, no parameters
+REFUSED = {
+    ".bin": "a pickle, which can run any code",
+    ".pt": "a pickle, which can run any code",
+    ".pth": "a pickle, which can run any code",
+    ".pkl": "a pickle, which can run any code",
+    ".ckpt": "a pickle or a TensorFlow checkpoint",
+    ".h5": "a TensorFlow file",
+    ".gguf": "a file of llama.cpp",
+}
+WAY_OUT = (
+    'with torch and transformers elsewhere, GPT2LMHeadModel.from_pretrained(folder).save_pretrained("safe") writes '
+    "model.safetensors; of nanoGPT's ckpt.pt, load the state into a GPT2LMHeadModel first (its matrices transposed)"
+)
+
+
+def find(path: Path) -> list[Path]:
+    """The weight files meant by a path: itself, or those of a folder, safetensors before msgpack.
+
+    Raises:
+      InputError: none there, or only such as are not opened.
+    """
+    if path.is_file():
+        if path.suffix not in READERS:
+            raise _refusal(path)
+        return [path]
+    for single in FILES.values():
+        if (path / single).is_file():
+            return [path / single]
+        if (path / f"{single}.index.json").is_file():
+            return _shards(path / f"{single}.index.json")
+    for other in sorted(path.iterdir()):
+        if other.suffix in REFUSED:
+            raise _refusal(other)
+    raise InputError(f"{path} has no {' and no '.join(FILES.values())}; give a folder with GPT-2's weights")
+
+
+def _refusal(file: Path) -> InputError:
+    what = REFUSED.get(file.suffix, "no kind of file that holds weights here")
+    return InputError(f"{file} is {what}, and is not opened: {WAY_OUT}")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is no index of weight files ({error!r}); fetch it again") from None
+    for name in names:
+        if Path(name).name != name or Path(name).suffix not in READERS:
+            raise InputError(f"{index} names {name!r}, which is no weight file beside it; do not trust this folder")
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index} names {name}, which is missing; fetch all {len(names)} files")
+    return [index.parent / name for name in names]
+
+
+def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacked: bool = False) -> GPT2:
+    """A model from weight files: tensors go one by one straight to their devices.
+
+    Args:
+      files: from `find`.
+      config: of the model; its `n_positions` may be below the files', which are cropped.
+      shardings: a tree like the model's, or one sharding for all; None is the first device.
+      stacked: blocks stacked to be scanned, as training wants them; else a list, for generation.
+
+    Raises:
+      InputError: entries missing, unexpected, of another shape or type, or an output layer that is not the embedding.
+    """
+    found = {}
+    for file in files:
+        found |= {_plain_name(name): tensor for name, tensor in READERS[file.suffix](file).items()}
+    found = {name: tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
+    flax_order = files[0].suffix == ".msgpack"
+    _check(found, config, files[0], flax_order)
+
+    def read(name: str) -> np.ndarray:
+        return _to_model(name, found[name].read(), config, flax_order)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+        name = parameter_name(path)
+        if stacked and name.startswith("h."):
+            array = np.empty(shape.shape, np.float32)
+            for i in range(config.n_layer):
+                array[i] = read(f"h.{i}.{name[2:]}")
+        else:
+            array = read(name)
+        return jax.device_put(array, sharding)
+
+    shapes = _shapes(config, stacked)
+    if shardings is None or isinstance(shardings, jax.sharding.Sharding):
+        one = shardings or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one, shapes)
+    return jax.tree_util.tree_map_with_path(leaf, shapes, shardings)
+
+
+def save(model: GPT2, folder: Path, format: Format) -> Path:
+    """Writes the file of `format` in `folder`, complete or not at all; float32, one tensor at a time.
+
+    Raises:
+      InputError: an unknown format, or the disk refuses.
+    """
+    if format not in FILES:
+        raise InputError(f"format is {format!r}; it must be one of {', '.join(FILES)}")
+    model, config = unstack(model), model.config
+    leaves = {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    flax_order = format == "flax"
+    names = {_name_in_file(name, flax_order): name for name in leaves}
+    shapes = file_shapes(config, flax_order)
+    read = lambda name: _to_file(names[name], np.asarray(leaves[names[name]]), config, flax_order)
+    file = folder / FILES[format]
+    if flax_order:
+        write_msgpack(file, names, read)
+    else:
+        write_safetensors(file, {name: shapes[own] for name, own in names.items()}, read)
+    return file
+
+
+def file_shapes(config: GPT2Config, flax_order: bool) -> dict[str, tuple[int, ...]]:
+    """The shape in a file of every parameter, by the name here, layers apart."""
+    C, inner, shapes = config.n_embd, config.n_inner or 4 * config.n_embd, {}
+    norm, matrix = lambda: {"scale": (C,), "bias": (C,)}, lambda i, o: {"kernel": (i, o), "bias": (o,)}
+    block = {
+        "ln_1": norm(), "attn.c_attn": matrix(C, 3 * C), "attn.c_proj": matrix(C, C),
+        "ln_2": norm(), "mlp.c_fc": matrix(C, inner), "mlp.c_proj": matrix(inner, C),
+    }  # fmt: skip
+    modules = {
+        "wte": {"embedding": (config.vocab_size, C)},
+        "wpe": {"embedding": (config.n_positions, C)},
+        **{f"h.{i}.{name}": parts for i in range(config.n_layer) for name, parts in block.items()},
+        "ln_f": norm(),
+    }
+    if not config.tie_word_embeddings:
+        modules["lm_head"] = {"embedding": (config.vocab_size, C)}
+    for module, parts in modules.items():
+        for part, shape in parts.items():
+            name = f"{module}.{part}"
+            shapes[name] = shape[::-1] if _is_transposed(name, flax_order) else shape
+    return shapes
+
+
+def _is_transposed(name: str, flax_order: bool) -> bool:
+    return flax_order and name.endswith((".kernel", "lm_head.embedding"))
+
+
+def _plain_name(name: str) -> str:
+    """The name here of an entry in a file."""
+    name = name.replace("/", ".").removeprefix("transformer.")
+    if name == "lm_head.kernel":
+        return "lm_head.embedding"
+    if name.endswith(".weight"):
+        module = name.removesuffix(".weight")
+        last = module.rpartition(".")[2]
+        part = "embedding" if last in ("wte", "wpe", "lm_head") else "scale" if last.startswith("ln_") else "kernel"
+        return f"{module}.{part}"
+    return name
+
+
+def _name_in_file(name: str, flax_order: bool) -> str:
+    if flax_order:
+        return "lm_head/kernel" if name == "lm_head.embedding" else "transformer/" + name.replace(".", "/")
+    module, _, part = name.rpartition(".")
+    name = f"{module}.{'bias' if part == 'bias' else 'weight'}"
+    return name if module == "lm_head" else f"transformer.{name}"
+
+
+def _to_model(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool) -> np.ndarray:
+    if _is_transposed(name, flax_order):
+        array = np.ascontiguousarray(array.T)
+    if ".c_attn." in name:
+        return array.reshape(*array.shape[:-1], 3, config.n_embd)
+    if name == "wpe.embedding":
+        return array[: config.n_positions].copy() if len(array) > config.n_positions else array
+    if name.endswith(".embedding"):
+        rows = config.padded_vocab_size - len(array)
+        return np.pad(array, ((0, rows), (0, 0))) if rows else array
+    return array
+
+
+def _to_file(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool) -> np.ndarray:
+    if ".c_attn." in name:
+        array = array.reshape(*array.shape[:-2], -1)
+    if name in ("wte.embedding", "lm_head.embedding"):
+        array = array[: config.vocab_size]
+    return array.T if _is_transposed(name, flax_order) else array
+
+
+def _check(found: dict[str, Tensor], config: GPT2Config, file: Path, flax_order: bool) -> None:
+    expected = file_shapes(config, flax_order)
+    if config.tie_word_embeddings and (head := found.pop("lm_head.embedding", None)):
+        wte = found.get("wte.embedding")
+        if wte is None or not np.array_equal(head.read().T if flax_order else head.read(), wte.read()):
+            raise InputError(
+                f"{file} has an lm_head that differs from wte, and config.json says that they are tied; set "
+                "tie_word_embeddings to false there if they are not"
+            )
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        some = lambda names: f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+        parts = [f"lacks {some(missing)}"] * bool(missing) + [f"has unexpected {some(unexpected)}"] * bool(unexpected)
+        raise InputError(f"{file} {' and '.join(parts)} for {config.n_layer} layers; give the config.json it came with")
+    for name, shape in expected.items():
+        there = found[name].shape
+        crop = name == "wpe.embedding" and len(there) == 2 and there[0] > shape[0] and there[1] == shape[1]
+        if there != shape and not crop:
+            raise InputError(f"{file} has {name} of shape {there}; config.json asks for {shape}")
+
+
+def resize(model: GPT2, *, vocab_size: int | None = None, n_positions: int | None = None) -> GPT2:
+    """The model with another vocabulary, another context, or both.
+
+    New rows of the embeddings are the mean of the old ones, rows past `vocab_size` are gone, and so are the positions
+    past `n_positions`.
+
+    Raises:
+      InputError: a longer context, for which nothing was learned, or a size below 1.
+    """
+    old = model.config
+    sizes = {"vocab_size": vocab_size or old.vocab_size, "n_positions": n_positions or old.n_positions}
+    config = dataclasses.replace(old, **sizes)
+    if config.n_positions > old.n_positions:
+        raise InputError(
+            f"n_positions is {n_positions}; the model has {old.n_positions} positions and can only be cropped: use as "
+            "many or fewer"
+        )
+
+    def fit(path: Any, leaf: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        name = parameter_name(path)
+        if name == "wpe.embedding":
+            return leaf[: config.n_positions]
+        if not name.endswith(".embedding"):
+            return leaf
+        mean = leaf[: old.vocab_size].mean(0, keepdims=True)
+        rows = jnp.concatenate(
+            [leaf[: old.vocab_size], jnp.repeat(mean, max(0, config.vocab_size - old.vocab_size), 0)]
+        )
+        return jnp.pad(rows[: config.vocab_size], ((0, shape.shape[0] - config.vocab_size), (0, 0)))
+
+    shapes = _shapes(config, stacked=not isinstance(model.h, nnx.List))
+    new, (old_leaves, _) = jax.tree.structure(shapes), jax.tree_util.tree_flatten_with_path(model)
+    fitted = [fit(path, leaf, shape) for (path, leaf), shape in zip(old_leaves, jax.tree.leaves(shapes))]
+    return jax.tree.unflatten(new, fitted)
+
+
+def _shapes(config: GPT2Config, stacked: bool) -> GPT2:
+    """A model of shapes alone."""
+    make = functools.partial(GPT2, config)
+    return jax.eval_shape(make if stacked else lambda key: unstack(make(key)), jax.random.key(0))
