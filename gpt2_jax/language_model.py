@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.generation import sampler, stopping
+from gpt2_jax.generation import beam, contrastive, sampler, stopping
 from gpt2_jax.generation.options import DEFAULTS, Options, parse
 from gpt2_jax.generation.request import Prompt, Request, make_request
 from gpt2_jax.model import GPT2, GPT2Config, unstack
@@ -179,6 +179,39 @@ class LanguageModel:
         if options.best_of is not None:
             results = _best(results, options.best_of, options.num_return_sequences)
         return results
+
+    def _beam_search(self, request: Request) -> list[Generation]:
+        options = request.options
+        names = ("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping")
+        found = beam.search(
+            self.model,
+            request.prompts,
+            max_new_tokens=request.max_new_tokens,
+            sampling=request.sampling,
+            end_tokens=request.end_tokens,
+            seeds=request.seeds,
+            num_return_sequences=options.num_return_sequences,
+            **{name: getattr(options, name) for name in names},
+        )
+        reason = lambda text: "end_token" if text.finished else "length"
+        return [
+            dataclasses.replace(self._result(request, prompt, text.tokens, reason(text), None), score=text.score)
+            for prompt, texts in zip(request.prompts, found)
+            for text in texts
+        ]
+
+    def _contrastive_search(self, request: Request) -> list[Generation]:
+        found = contrastive.search(
+            self.model,
+            request.prompts,
+            max_new_tokens=request.max_new_tokens,
+            penalty_alpha=request.options.penalty_alpha,
+            top_k=request.options.top_k,
+            sampling=request.sampling,
+            end_tokens=request.end_tokens,
+        )
+        ended = lambda new: "end_token" if new[-1] in request.end_tokens else "length"
+        return [self._result(request, prompt, new, ended(new), None) for prompt, new in zip(request.prompts, found)]
 
     def _result(
         self, request: Request, prompt: list[int], new: np.ndarray, reason: str, scores: sampler.Scores | None

@@ -1,29 +1,28 @@
 """Which tokens may be drawn: filters on float32 [B, V] that lower all the others to `LOWEST`.
 
-Nothing is sorted: a filter keeps what lies above a threshold, found by bisection over the 32 bits of a float. Each
+Nothing is sorted: a filter keeps what lies above a threshold, found by bisection over the floats in their order. Each
 keeps at least the `at_least` most probable tokens (a whole number known when compiling).
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from gpt2_jax.generation.logits import LOWEST
 
+ROUNDING = 1e-6  # what float32 sums of V probabilities resolve
+
 
 def keep_top_k(logits: jax.Array, k: jax.Array | int, at_least: int = 1) -> jax.Array:
     """Keeps the k largest of each row, and those equal to the k-th (Fan et al., 2018)."""
-    k = jnp.maximum(k, at_least)
-    return keep_above(logits, lambda kept: kept.sum(-1) >= k)
+    floor = _floor(logits, 1.0, jnp.maximum(k, at_least), smallest=lambda _: 1.0)
+    return jnp.where(logits >= floor[:, None], logits, LOWEST)
 
 
 def keep_top_p(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> jax.Array:
     """Keeps the fewest tokens of each row whose probabilities sum to p or more (Holtzman et al., 2020)."""
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    return keep_above(
-        logits, lambda kept: (jnp.where(kept, probabilities, 0.0).sum(-1) >= p) & (kept.sum(-1) >= at_least)
-    )
+    odds = _odds(logits)
+    floor = _floor(odds, odds, p * odds.sum(-1), smallest=lambda threshold: threshold)
+    return _keep(logits, odds >= floor[:, None], at_least)
 
 
 def keep_min_p(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> jax.Array:
@@ -36,14 +35,11 @@ def keep_typical(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> 
 
     Meister et al. (2022), locally typical sampling.
     """
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    probabilities = jnp.exp(log_p)
-    entropy = -jnp.where(probabilities > 0, probabilities * log_p, 0.0).sum(-1, keepdims=True)
+    log_p, entropy = _information(logits)
     nearness = -jnp.abs(log_p + entropy)
-    nearest = keep_above(
-        nearness, lambda kept: (jnp.where(kept, probabilities, 0.0).sum(-1) >= p) & (kept.sum(-1) >= at_least)
-    )
-    return jnp.where(nearest > LOWEST, logits, LOWEST)
+    floor = _floor(nearness, jnp.exp(log_p), jnp.full(len(logits), p), smallest=lambda _: 0.0)
+    kept = (nearness >= floor[:, None]) | (nearness >= _largest(nearness, at_least))
+    return jnp.where(kept, logits, LOWEST)
 
 
 def keep_epsilon(logits: jax.Array, epsilon: jax.Array | float, at_least: int = 1) -> jax.Array:
@@ -53,25 +49,73 @@ def keep_epsilon(logits: jax.Array, epsilon: jax.Array | float, at_least: int = 
 
 def keep_eta(logits: jax.Array, epsilon: jax.Array | float, at_least: int = 1) -> jax.Array:
     """Keeps tokens of probability min(epsilon, sqrt(epsilon) exp(-entropy)) or more (Hewitt et al., 2022)."""
+    log_p, entropy = _information(logits)
+    eta = jnp.minimum(epsilon, jnp.sqrt(epsilon) * jnp.exp(-entropy))
+    return _keep(logits, jnp.exp(log_p) >= eta, at_least)
+
+
+def _odds(logits: jax.Array) -> jax.Array:
+    """Probabilities relative to the highest of the row."""
+    return jnp.exp(logits - logits.max(-1, keepdims=True))
+
+
+def _information(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities [B, V] and their entropy in nats [B, 1]."""
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    probabilities = jnp.exp(log_p)
-    entropy = -jnp.where(probabilities > 0, probabilities * log_p, 0.0).sum(-1, keepdims=True)
-    return _keep(logits, probabilities >= jnp.minimum(epsilon, jnp.sqrt(epsilon) * jnp.exp(-entropy)), at_least)
+    p = jnp.exp(log_p)
+    return log_p, -jnp.where(p > 0, p * log_p, 0.0).sum(-1, keepdims=True)
 
 
 def _keep(logits: jax.Array, kept: jax.Array, at_least: int) -> jax.Array:
-    return jnp.where(kept | (logits >= jax.lax.top_k(logits, at_least)[0][:, -1:]), logits, LOWEST)
+    return jnp.where(kept | (logits >= _largest(logits, at_least)), logits, LOWEST)
 
 
-def keep_above(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Keeps the logits at or above the highest threshold at which `enough(kept [B, V]) -> bool [B]` still holds."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(logits == 0, 0.0, logits), jnp.uint32)  # -0.0 is no less than 0.0
-    sign = jnp.uint32(1 << 31)
-    order = jnp.where(bits < sign, bits | sign, ~bits)  # unsigned integers in the order of the floats
+def _largest(values: jax.Array, n: int) -> jax.Array:
+    """The n-th largest of each row [B, 1]."""
+    return values.max(-1, keepdims=True) if n == 1 else jax.lax.top_k(values, n)[0][:, -1:]
 
-    def try_bit(i: jax.Array, threshold: jax.Array) -> jax.Array:
-        candidate = threshold | (sign >> i.astype(jnp.uint32))
-        return jnp.where(enough(order >= candidate[:, None]), candidate, threshold)
 
-    threshold = jax.lax.fori_loop(0, 32, try_bit, jnp.zeros(len(logits), jnp.uint32))
-    return jnp.where(order >= threshold[:, None], logits, LOWEST)
+def _floor(values, weights, target, smallest) -> jax.Array:
+    """The highest threshold, float32 [B], at or above which the weights of `values` [B, V] sum to `target` or more.
+
+    -inf where all together do not. A row is done, too, when its sum is above the target by no more than rounding, or
+    when fewer than two values are left between the bounds: `smallest(threshold)` is the least weight that a value at
+    or above it may have.
+    """
+
+    def above(threshold: jax.Array) -> jax.Array:
+        return jnp.where(values >= threshold[:, None], weights, 0.0).sum(-1)
+
+    def undone(carry) -> jax.Array:
+        low, high, above_low, above_high = carry
+        near = (above_low - target <= ROUNDING * target) | (above_low - above_high < 2 * smallest(_float(low)))
+        return (low + 1 < high) & ~near  # the difference may overflow
+
+    def halve(carry):
+        low, high, above_low, above_high = carry
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        sums = above(_float(middle))
+        up = sums >= target
+        return (
+            jnp.where(up, middle, low),
+            jnp.where(up, high, middle),
+            jnp.where(up, sums, above_low),
+            jnp.where(up, above_high, sums),
+        )
+
+    B = len(values)
+    low = jnp.full(B, _ordered(jnp.float32(-jnp.inf)))
+    high = _ordered(values.max(-1)) + 1
+    carry = low, high, jnp.full(B, jnp.inf), jnp.zeros(B)
+    return _float(jax.lax.while_loop(lambda carry: undone(carry).any(), halve, carry)[0])
+
+
+def _ordered(x: jax.Array) -> jax.Array:
+    """float32 to int32 in the same order."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _float(ordered: jax.Array) -> jax.Array:
+    """The inverse of `_ordered`."""
+    return jax.lax.bitcast_convert_type(jnp.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered), jnp.float32)

@@ -175,9 +175,18 @@ class Options:
         """Raises for what contradicts another option, and for what would silently do nothing beside it."""
         if self.penalty_alpha and self.num_beams > 1:
             raise InputError(f"num_beams is {self.num_beams} beside penalty_alpha: contrastive search has no beams")
+        if self.penalty_alpha and self.num_return_sequences > 1:
+            raise InputError(
+                f"num_return_sequences is {self.num_return_sequences} beside penalty_alpha; contrastive search gives 1"
+            )
         if self.penalty_alpha and self.temperature:
             raise InputError(
                 f"temperature is {self.temperature} beside penalty_alpha: contrastive search draws nothing"
+            )
+        if self.search == "sample" and self.num_return_sequences > 1 and not self.drawing_temperature:
+            raise InputError(
+                f"num_return_sequences is {self.num_return_sequences} and temperature 0, which always gives the same "
+                "text; set a temperature above 0, or num_beams"
             )
         groups = {
             "a temperature above 0": (
