@@ -89,8 +89,8 @@ def search(
       prompts: token ids; each and `max_new_tokens` together must fit `n_positions`.
       max_new_tokens: where the search ends at the latest.
       num_beams: K.
-      sampling: controls of every token; with a temperature above 0, candidates are drawn without replacement from the
-        beams' joint distribution, after the filters, instead of being the best.
+      sampling: controls of every token; with a temperature above 0, the candidates of which the best go on are drawn
+        without replacement from all continuations of all beams, after the filters, as in transformers.
       end_tokens: int32 [E], the ids that end a text; -1 is none.
       seeds: of the draws, one a prompt.
       num_beam_groups: G, which divides K.

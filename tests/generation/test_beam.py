@@ -1,0 +1,153 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax import InputError
+from gpt2_jax.generation import beam
+from gpt2_jax.generation.sampling import Sampling
+from gpt2_jax.model import GPT2, GPT2Config, unstack
+
+V, END = 9, 3
+PROMPTS = [[1, 2], [5] * 18, [7, 0, 8]]
+forward = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = GPT2Config(vocab_size=V, n_positions=32, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5)
+    return unstack(jax.jit(GPT2, static_argnums=0)(config, jax.random.key(1)))
+
+
+def run(model, prompts=PROMPTS, n=5, temperature=0.0, seeds=None, end=(END,), **options):
+    settings = {k: options.pop(k) for k in ("min_new_tokens", "top_k", "repetition_penalty") if k in options}
+    return beam.search(
+        model, prompts, max_new_tokens=n, sampling=Sampling(temperature=temperature, **settings),
+        end_tokens=np.array([*end, -1]), seeds=seeds or [0] * len(prompts), **options,
+    )  # fmt: skip
+
+
+def texts(beams):
+    return [b.tokens.tolist() for b in beams]
+
+
+def log_probability(model, prompt, new):
+    text = [*prompt, *new]
+    log_p = np.asarray(forward(model, np.array([text + [0] * (32 - len(text))])))[0]
+    return float(sum(log_p[len(prompt) + i - 1, token] for i, token in enumerate(new)))
+
+
+def reference(model, prompt, n, K, length_penalty, early_stopping):
+    """Beam search as FlaxGPT2 defines it, with lists and floats: (score, tokens) of what ended and of what runs."""
+    running, ended = [(0.0, [])], []
+    for count in range(1, n + 1):
+        every = []
+        for score, new in running:
+            text = [*prompt, *new]
+            log_p = np.asarray(forward(model, np.array([text + [0] * (32 - len(text))])))[0, len(text) - 1]
+            every += [(score + float(log_p[token]), [*new, token]) for token in range(V)]
+        every = sorted(every, key=lambda c: -c[0])[: 2 * K]
+        if not (early_stopping is True and len(ended) == K):
+            ended += [(score / count**length_penalty, new) for score, new in every if new[-1] == END]
+        ended = sorted(ended, key=lambda c: -c[0])[:K]
+        running = [c for c in every if c[1][-1] != END][:K]
+        farthest = n if early_stopping == "never" and length_penalty > 0 else count
+        if len(ended) == K and (early_stopping is True or running[0][0] / farthest**length_penalty <= ended[-1][0]):
+            break
+    return ended, running
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.5])
+def test_it_finds_what_a_plain_reference_finds(model, early_stopping, length_penalty):
+    options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    found = run(model, n=6, num_beams=3, num_return_sequences=3, **options)
+    for prompt, beams in zip(PROMPTS, found):
+        ended, running = reference(model, prompt, 6, 3, length_penalty, early_stopping)
+        expected = [*ended, *((score / len(new) ** length_penalty, new) for score, new in running)][:3]
+        assert texts(beams) == [new for _, new in expected]
+        np.testing.assert_allclose([b.score for b in beams], [score for score, _ in expected], rtol=1e-4)
+        assert [b.finished for b in beams] == [True] * min(3, len(ended)) + [False] * (3 - len(ended))
+
+
+def test_enough_beams_find_the_best_text_of_all(model):
+    best = max(itertools.product(range(V), repeat=2), key=lambda new: log_probability(model, PROMPTS[0], new))
+    beams = run(model, PROMPTS[:1], n=2, num_beams=4, end=())[0]
+    assert tuple(beams[0].tokens) == best
+    np.testing.assert_allclose(beams[0].score, log_probability(model, PROMPTS[0], best) / 2, rtol=1e-4)
+
+
+def test_each_prompt_gives_what_it_gives_alone(model):
+    for options in ({}, {"temperature": 1.0}, {"num_beam_groups": 2, "diversity_penalty": 0.5}):
+        options |= {"num_beams": 4, "num_return_sequences": 4, "seeds": [4, 5, 6]}
+        together = run(model, **options)
+        for i, prompt in enumerate(PROMPTS):
+            alone = run(model, [prompt], **options | {"seeds": [options["seeds"][i]]})
+            assert texts(together[i]) == texts(alone[0])
+
+
+def test_one_beam_is_greedy(model):
+    for prompt, (found,) in zip(PROMPTS, run(model, n=8, num_beams=1, end=())):
+        text = list(prompt)
+        for _ in range(8):
+            text.append(int(forward(model, np.array([text + [0] * (32 - len(text))]))[0, len(text) - 1].argmax()))
+        assert found.tokens.tolist() == text[len(prompt) :]
+
+
+def test_groups_differ_from_each_other(model):
+    alike = run(model, n=3, num_beams=4, num_beam_groups=4, diversity_penalty=1e-6, num_return_sequences=4, end=())
+    diverse = run(model, n=3, num_beams=4, num_beam_groups=4, diversity_penalty=100.0, num_return_sequences=4, end=())
+    for same, different in zip(alike, diverse):
+        assert len({tuple(text) for text in texts(same)}) == 1  # four greedy searches
+        for place in range(3):
+            assert len({text[place] for text in texts(different)}) == 4
+
+
+def test_candidates_are_drawn_without_replacement_and_the_best_go_on(model):
+    draws = run(model, [PROMPTS[0]] * 600, n=1, temperature=1.0, num_beams=1, end=(), seeds=range(600))
+    p = np.exp(np.asarray(forward(model, np.array([PROMPTS[0] + [0] * 30])))[0, 1])
+    pairs = p[:, None] * p / (1 - p[:, None])  # i, then j
+    kept = np.where(p[:, None] > p, pairs + pairs.T, 0.0).sum(1)
+    np.testing.assert_allclose(np.bincount([d[0].tokens[0] for d in draws], minlength=V) / 600, kept, atol=0.03)
+    again = run(model, temperature=1.0, num_beams=3, seeds=[1, 1, 2])
+    assert [texts(b) for b in again] == [texts(b) for b in run(model, temperature=1.0, num_beams=3, seeds=[1, 1, 2])]
+    assert any(texts(a) != texts(b) for a, b in zip(again, run(model, temperature=1.0, num_beams=3, seeds=[7, 8, 9])))
+
+
+def test_controls_are_obeyed_by_beams(model):
+    for beams in run(model, n=6, num_beams=3, num_return_sequences=3, min_new_tokens=4):
+        assert all(END not in text[:4] for text in texts(beams))
+
+
+def test_several_end_tokens(model):
+    for beams in run(model, n=6, num_beams=3, num_return_sequences=3, end=(END, 5, 6)):
+        for b in beams:
+            *inside, last = b.tokens.tolist()
+            assert not {END, 5, 6} & set(inside) and b.finished == (last in {END, 5, 6})
+
+
+def test_other_values_compile_nothing_anew(model):
+    run(model, num_beams=2)
+    before = beam._search._cache_size()
+    run(model, n=9, num_beams=2, length_penalty=0.3, early_stopping="never", temperature=0.7, top_k=3)
+    run(model, [[1, 2, 3], [4] * 20, [5]], num_beams=2, early_stopping=True, repetition_penalty=1.3)
+    assert beam._search._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 0}, r"num_beams is 0; it must be from 1 to 4, half the vocabulary"),
+        ({"num_beams": 5}, r"num_beams is 5; it must be from 1 to 4"),
+        ({"num_beams": 2, "num_return_sequences": 3}, r"num_return_sequences is 3; it must be at most num_beams \(2\)"),
+        ({"num_beams": 4, "num_beam_groups": 3}, r"num_beam_groups is 3; it must divide num_beams \(4\)"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "diversity_penalty is 0.0 with num_beam_groups 2; several groups"),
+        ({"num_beams": 4, "diversity_penalty": 1.0}, "diversity_penalty is 1.0 with num_beam_groups 1; several groups"),
+        ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'; it must be True, False or 'never'"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan; it must be a finite number"),
+    ],
+)
+def test_numbers_that_do_not_fit(model, options, message):
+    with pytest.raises(InputError, match=message):
+        run(model, **options)

@@ -1,0 +1,77 @@
+import jax
+import numpy as np
+import pytest
+
+from gpt2_jax import InputError
+from gpt2_jax.generation import contrastive
+from gpt2_jax.generation.sampling import Sampling
+from gpt2_jax.model import unstack
+
+PROMPTS = [[1, 2, 3], [5] * 18, [7]]
+hidden = jax.jit(lambda model, tokens: (model.hidden(tokens), model(tokens)))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return unstack(tiny_model)
+
+
+def run(model, prompts=PROMPTS, n=6, alpha=0.6, top_k=4, end=(), **settings):
+    found = contrastive.search(
+        model, prompts, max_new_tokens=n, penalty_alpha=alpha, top_k=top_k,
+        sampling=Sampling(temperature=0, **settings), end_tokens=np.array([*end, -1, -1]),
+    )  # fmt: skip
+    return [row.tolist() for row in found]
+
+
+def reference(model, prompt, n, alpha, k):
+    """The definition, by the whole forward pass for every candidate."""
+    states = lambda text: [np.asarray(x)[0] for x in hidden(model, np.array([text + [0] * (32 - len(text))]))]
+    text = list(prompt)
+    for _ in range(n):
+        x, logits = states(text)
+        p = np.asarray(jax.nn.softmax(logits[len(text) - 1]))
+        before = x[: len(text)] / np.linalg.norm(x[: len(text)], axis=-1, keepdims=True)
+        worth = {}
+        for token in np.argsort(-p)[:k]:
+            mine = states([*text, int(token)])[0][len(text)]
+            worth[int(token)] = (1 - alpha) * p[token] - alpha * (before @ (mine / np.linalg.norm(mine))).max()
+        text.append(max(worth, key=worth.get))
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize(("alpha", "k"), [(0.6, 4), (0.2, 4), (1.0, 7)])
+def test_it_is_the_definition(model, alpha, k):
+    assert run(model, alpha=alpha, top_k=k) == [reference(model, p, 6, alpha, k) for p in PROMPTS]
+
+
+def test_each_prompt_gives_what_it_gives_alone(model):
+    assert run(model, n=10) == [run(model, [p], n=10)[0] for p in PROMPTS]
+
+
+def test_it_stops_at_an_end_token_and_obeys_controls(model):
+    free = run(model, n=8)
+    end = free[0][3]
+    stopped = run(model, n=8, end=[end])
+    assert stopped[0] == free[0][: free[0].index(end) + 1]
+    assert end not in run(model, n=8, end=[end], min_new_tokens=8)[0][:7]
+
+
+def test_other_values_compile_nothing_anew(model):
+    run(model)
+    before = contrastive._search._cache_size()
+    run(model, [[3], [4] * 20, [9, 9]], n=9, alpha=0.1, repetition_penalty=1.5)
+    assert contrastive._search._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 1.5}, r"penalty_alpha is 1.5; it must be in \(0, 1\]"),
+        ({"top_k": 1}, "top_k is 1 beside penalty_alpha; contrastive search needs from 2 to 101 candidates"),
+        ({"top_k": 500}, "top_k is 500 beside penalty_alpha"),
+    ],
+)
+def test_values_out_of_range(model, options, message):
+    with pytest.raises(InputError, match=message):
+        run(model, **options)
