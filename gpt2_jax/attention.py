@@ -9,24 +9,45 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+QUERY_BLOCK = 256
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of one layer, each [B, H, S, K]; updated in place when donated or carried by a loop."""
+    """Keys and values of one layer, each [B * H, S, K]; updated in place when donated or carried by a loop.
+
+    Batch and heads are one axis: of a batch of one, XLA on CPU would reshape the cache between the write and the
+    product, and copy it for that.
+    """
 
     keys: jax.Array
     values: jax.Array
 
     @classmethod
-    def empty(cls, batch: int, heads: int, slots: int, head_size: int, dtype: jnp.dtype) -> "KVCache":
-        zeros = jnp.zeros((batch, heads, slots, head_size), dtype)
-        return cls(zeros, zeros)
+    def of(cls, keys: jax.Array, values: jax.Array, slots: int) -> "KVCache":
+        """A cache of `slots` that begins with keys and values [B, H, T, K]."""
+        T, K = keys.shape[2:]
+        pad = lambda x: jnp.pad(x.reshape(-1, T, K), ((0, 0), (0, slots - T), (0, 0)))
+        return cls(pad(keys), pad(values))
+
+    @property
+    def slots(self) -> int:
+        return self.keys.shape[1]
 
     def write(self, keys: jax.Array, values: jax.Array, slot: jax.Array | int) -> "KVCache":
         """Puts keys and values [B, H, T, K] into slots `slot` ... `slot + T - 1`, which must exist."""
-        put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), slot, axis=2)
+
+        def put(whole: jax.Array, part: jax.Array) -> jax.Array:
+            part = part.reshape(-1, *part.shape[2:]).astype(whole.dtype)
+            return jax.lax.dynamic_update_slice_in_dim(whole, part, slot, axis=1)
+
         return KVCache(put(self.keys, keys), put(self.values, values))
+
+    def select(self, rows: jax.Array, batch: int) -> "KVCache":
+        """The cache of `rows` (int [B'], repeats allowed) of the `batch`."""
+        pick = lambda x: x.reshape(batch, -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
+        return KVCache(pick(self.keys), pick(self.values))
 
 
 def attend(
@@ -58,3 +79,24 @@ def attend(
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = on_weights(jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
     return jnp.einsum("bhts,bhsk->bhtk", weights, v)
+
+
+def attend_causally(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array | float, **options) -> jax.Array:
+    """`attend` where each of T queries sees the keys up to its own, [B, H, T, K] each.
+
+    Blocks of queries leave out the keys that none of them sees: nearly half of the work on a long prompt.
+    """
+    T, blocks = q.shape[2], []
+    for start in range(0, T, QUERY_BLOCK):
+        end = min(T, start + QUERY_BLOCK)
+        mask = jnp.arange(end) <= jnp.arange(start, end)[:, None]  # [T', S']
+        blocks.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale, mask, **options))
+    return jnp.concatenate(blocks, axis=2)
+
+
+def attend_cached(q: jax.Array, cache: KVCache, scale: jax.Array | float, mask: jax.Array, **options) -> jax.Array:
+    """`attend` of q [B, H, T, K] over a cache, mask [B, T, S]."""
+    B, H, T, K = q.shape
+    mask = jnp.broadcast_to(mask[:, None], (B, H, T, cache.slots)).reshape(1, B * H, T, -1)
+    y = attend(q.reshape(1, B * H, T, K), cache.keys[None], cache.values[None], scale, mask, **options)
+    return y.reshape(B, H, T, K)

@@ -2,7 +2,8 @@
 
 | source | names | matrices |
 | --- | --- | --- |
-| GPT2 here | h.0.attn.c_attn.kernel (layers apart, or stacked: h.attn.c_attn.kernel) | (in, out), c_attn (in, 3, out) |
+| GPT2 here, stacked | h.attn.c_attn.kernel | (layers, in, out), c_attn (layers, in, 3, out) |
+| GPT2 here, layers apart | h.0.attn.c_attn.weight | (out, in), c_attn (3, out, in) |
 | safetensors | transformer.h.0.attn.c_attn.weight, or without "transformer." | (in, out) |
 | msgpack | transformer/h/0/attn/c_attn/kernel | (out, in) |
 """
@@ -109,6 +110,8 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
             array = np.empty(shape.shape, np.float32)
             for i in range(config.n_layer):
                 array[i] = read(f"h.{i}.{name[2:]}")
+        elif name.endswith(".weight"):  # a TransposedLinear
+            array = np.moveaxis(read(name.removesuffix("weight") + "kernel"), 0, -1)
         else:
             array = read(name)
         return jax.device_put(array, sharding)
@@ -129,11 +132,20 @@ def save(model: GPT2, folder: Path, format: Format) -> Path:
     if format not in FILES:
         raise InputError(f"format is {format!r}; it must be one of {', '.join(FILES)}")
     model, config = unstack(model), model.config
-    leaves = {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]}
+    leaves = {}  # the name here of each kernel is that of the stacked model
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
+        name = parameter_name(path)
+        transposed = name.endswith(".weight")
+        leaves[name.removesuffix("weight") + "kernel" if transposed else name] = (leaf, transposed)
     flax_order = format == "flax"
     names = {_name_in_file(name, flax_order): name for name in leaves}
     shapes = file_shapes(config, flax_order)
-    read = lambda name: _to_file(names[name], np.asarray(leaves[names[name]]), config, flax_order)
+
+    def read(name: str) -> np.ndarray:
+        leaf, transposed = leaves[names[name]]
+        array = np.moveaxis(np.asarray(leaf), -1, 0) if transposed else np.asarray(leaf)
+        return _to_file(names[name], array, config, flax_order)
+
     file = folder / FILES[format]
     if flax_order:
         write_msgpack(file, names, read)
@@ -192,7 +204,7 @@ def _name_in_file(name: str, flax_order: bool) -> str:
 
 def _to_model(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool) -> np.ndarray:
     if _is_transposed(name, flax_order):
-        array = np.ascontiguousarray(array.T)
+        array = array.T
     if ".c_attn." in name:
         return array.reshape(*array.shape[:-1], 3, config.n_embd)
     if name == "wpe.embedding":

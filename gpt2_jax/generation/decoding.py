@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt2_jax.attention import KVCache
-from gpt2_jax.model import DTYPES, GPT2
+from gpt2_jax.model import GPT2
 
 
 @jax.tree_util.register_dataclass
@@ -20,12 +20,12 @@ class Decoding:
 
     lengths: jax.Array  # int32 [B]: of the prompts
     count: jax.Array  # int32 []: new tokens fed to the model so far
-    cache: tuple[KVCache, ...]  # L of [B, H, P + N, K]
+    cache: tuple[KVCache, ...]  # one a layer, of P + N slots
     prompt_slots: int = dataclasses.field(metadata={"static": True})  # P
 
     def select(self, rows: jax.Array) -> "Decoding":
         """The memory of `rows` (int [B'], repeats allowed), as a beam search moves its beams."""
-        cache = jax.tree.map(lambda x: x[rows], self.cache)
+        cache = tuple(layer.select(rows, len(self.lengths)) for layer in self.cache)
         return dataclasses.replace(self, lengths=self.lengths[rows], cache=cache)
 
 
@@ -41,13 +41,9 @@ def prefill(model: GPT2, prompts: jax.Array, lengths: jax.Array, capacity: int) 
     Returns:
       (states [B, P, C], of which those past a row's length mean nothing; the memory of the prompts).
     """
-    config = model.config
-    B, P = prompts.shape
-    slots = P + capacity
-    empty = KVCache.empty(B, config.n_head, slots, config.head_size, DTYPES[config.dtype])
-    # A row's padding comes after its prompt, so the causal mask alone hides it from every position that matters.
-    mask = jnp.broadcast_to(jnp.arange(slots) <= jnp.arange(P)[:, None], (B, P, slots))
-    x, cache = model.decode(prompts, jnp.arange(P), mask, (empty,) * config.n_layer, 0)
+    P = prompts.shape[1]
+    # A row's padding comes after its prompt, so causality alone hides it from every position that matters.
+    x, cache = model.prefill(prompts, P + capacity)
     return x, Decoding(lengths=lengths, count=jnp.zeros((), jnp.int32), cache=cache, prompt_slots=P)
 
 
@@ -59,7 +55,7 @@ def last_state(x: jax.Array, lengths: jax.Array) -> jax.Array:
 def step(model: GPT2, tokens: jax.Array, decoding: Decoding) -> tuple[jax.Array, Decoding]:
     """One new token a row, int32 [B] -> (its state [B, C], whose logits `model.head` gives; the memory with it)."""
     P, count = decoding.prompt_slots, decoding.count
-    slot = jnp.arange(decoding.cache[0].keys.shape[2])
+    slot = jnp.arange(decoding.cache[0].slots)
     mask = (slot < decoding.lengths[:, None]) | ((slot >= P) & (slot <= P + count))  # [B, S]
     # Rows that are done go on beside the others and may run out of positions; theirs no longer matter.
     positions = jnp.minimum(decoding.lengths + count, model.config.n_positions - 1)[:, None]
