@@ -9,6 +9,7 @@ context, streamed. first_token_warm, first_token_cold: seconds to the first toke
 loads the model from a file and finds the compiled programs in the cache.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -36,6 +37,7 @@ SECONDS = flags.DEFINE_float("seconds", 40, "Stop repeating a workload after thi
 PROMPT, NEW, STREAMED = 32, 128, 64
 DISTURBED = 0.04  # share of the processors that others had: such a repetition counts only if there are no two better
 NEVER_END = {"eos_token_id": ()}
+GREEDY = {"temperature": 0}
 SAMPLE = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
 COLD = (
     "import sys, gpt2_jax; lm = gpt2_jax.load(sys.argv[1], dtype=sys.argv[2]); "
@@ -103,11 +105,10 @@ def main(argv: list[str]) -> None:
     compilation_cache.enable()
     lm = random_model()
     ids = np.random.default_rng(0).integers(0, lm.config.vocab_size - 1, 8 * 1024)
-    wanted = lambda name: not WORKLOADS.value or name.startswith(tuple(WORKLOADS.value))
 
-    def generate(batch: int, prompt: int, new: int, **options) -> Callable[[], float]:
+    def generate(batch: int, prompt: int, new: int, **options) -> float:
         prompts = list(ids[: batch * prompt].reshape(batch, prompt))
-        return lambda: timed(lambda: lm.generate(prompts, max_new_tokens=new, **NEVER_END, **options))
+        return timed(lambda: lm.generate(prompts, max_new_tokens=new, **NEVER_END, **options))
 
     def stream(prompt: int, new: int) -> list[float]:
         """Seconds from the call to each token."""
@@ -119,21 +120,30 @@ def main(argv: list[str]) -> None:
         times = stream(context - STREAMED, STREAMED)
         return times[-1] - times[0]
 
-    for batch, (mode, options) in itertools.product((1, 8), (("greedy", {"temperature": 0}), ("sample", SAMPLE))):
-        if wanted(name := f"gen_b{batch}_{mode}"):
-            report(name, batch * NEW, *repeat(generate(batch, PROMPT, NEW, **options)))
-    if wanted(name := "prefill_b1x1024"):
-        report(name, 1023, *repeat(generate(1, 1023, 1, temperature=0)))
-    for context in (128, 512, 1024):
-        if wanted(name := f"decode_b1_context{context}"):
-            report(name, STREAMED - 1, *repeat(lambda context=context: last_tokens(context)))
-    if wanted(name := "first_token_warm"):
-        report(name, None, *repeat(lambda: stream(PROMPT, NEW)[0]))
-    if wanted(name := "first_token_cold"):
-        with tempfile.TemporaryDirectory() as folder:
+    def first_token_cold() -> float:
+        if not os.listdir(folder):
             gpt2_jax.save(lm, folder)
-            command = [sys.executable, "-c", COLD, folder, DTYPE.value]
-            report(name, None, *repeat(lambda: timed(lambda: subprocess.run(command, check=True, capture_output=True))))
+        return timed(
+            lambda: subprocess.run([sys.executable, "-c", COLD, folder, DTYPE.value], check=True, capture_output=True)
+        )
+
+    workloads: dict[str, tuple[int | None, Callable[[], float]]] = {}  # tokens of a run, and a run in seconds
+    for batch, (mode, options) in itertools.product((1, 8), (("greedy", GREEDY), ("sample", SAMPLE))):
+        run = functools.partial(generate, batch, PROMPT, NEW, **options)
+        workloads[f"gen_b{batch}_{mode}"] = batch * NEW, run
+    workloads["prefill_b1x1024"] = 1023, lambda: generate(1, 1023, 1, **GREEDY)
+    for context in (128, 512, 1024):
+        workloads[f"decode_b1_context{context}"] = STREAMED - 1, functools.partial(last_tokens, context)
+    workloads["first_token_warm"] = None, lambda: stream(PROMPT, NEW)[0]
+    workloads["first_token_cold"] = None, first_token_cold
+
+    for beginning in WORKLOADS.value:
+        if not any(name.startswith(beginning) for name in workloads):
+            raise app.UsageError(f"no workload begins with {beginning!r}; there are {', '.join(workloads)}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (tokens, run) in workloads.items():
+            if not WORKLOADS.value or name.startswith(tuple(WORKLOADS.value)):
+                report(name, tokens, *repeat(run))
 
 
 if __name__ == "__main__":
