@@ -17,6 +17,10 @@ from gpt2_jax.model import GPT2, GPT2Config
 jax.config.update("jax_platforms", "cpu")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sizes", action="store_true", help="compare the four published sizes with FlaxGPT2, too")
+
+
 @pytest.fixture(scope="session")
 def tiny() -> GPT2Config:
     """Three layers and an odd vocabulary, without dropout; initial weights large enough that logits differ."""

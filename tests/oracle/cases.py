@@ -2,7 +2,7 @@
 
 SMALL = {"vocab_size": 101, "n_positions": 32, "n_embd": 32, "n_layer": 3, "n_head": 4}
 
-# What each model changes. Its random weights follow from its place in this list.
+# What each model changes. Its random weights follow from its name.
 MODELS = {
     "small": {},
     "activation gelu": {"activation_function": "gelu", "n_inner": 48},

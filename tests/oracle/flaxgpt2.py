@@ -2,7 +2,8 @@
 
     flaxgpt2.py answer FOLDER MODEL ...   makes a folder for each model: its random weights as save_pretrained writes
                                           them, and answers.npz
-    flaxgpt2.py open FOLDER ...           writes what from_pretrained reads of each folder to its opened.npz
+    flaxgpt2.py open FOLDER ...           writes what from_pretrained reads of each folder, and the logits that the
+                                          model then gives for the same tokens, to its opened.npz
 
 Parameters and gradients are named as in FlaxGPT2's own tree: "transformer/h/0/attn/c_attn/kernel".
 """
@@ -155,8 +156,8 @@ def answer(name: str, folder: Path) -> None:
         raise_end(params)
     model.save_pretrained(folder, params=params, max_shard_size="2GB")
     if name in cases.SIZES:
-        tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, 64), np.int32)
-        answers = {"tokens": tokens, "logits": jax.jit(functools.partial(logits_of, model))(params, tokens)}
+        answers = {"tokens": np.random.default_rng(0).integers(0, model.config.vocab_size, (1, 65), np.int32)}
+        answers["logits"] = jax.jit(functools.partial(logits_of, model))(params, answers["tokens"][:, :-1])
     else:
         batches = make_batches(model.config, cases.STEPS, seed=0)
         grad = jax.value_and_grad(functools.partial(loss_of, model), has_aux=True)
@@ -181,7 +182,10 @@ def main(task: str, *arguments: str) -> None:
         np.savez(Path(folder) / "transformed.npz", **transform())
     elif task == "open":
         for folder in map(Path, arguments):
-            np.savez(folder / "opened.npz", **named("", FlaxGPT2LMHeadModel.from_pretrained(folder).params))
+            model = FlaxGPT2LMHeadModel.from_pretrained(folder)
+            tokens = make_batches(model.config, 1, seed=0)[0]["tokens"][:, :-1]
+            logits = jax.jit(functools.partial(logits_of, model))(model.params, tokens)
+            np.savez(folder / "opened.npz", logits=logits, **named("", model.params))
     else:
         raise SystemExit(__doc__)
 
