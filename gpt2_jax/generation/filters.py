@@ -4,24 +4,30 @@ Nothing is sorted: a filter keeps what lies above a threshold, found by bisectio
 keeps at least the `at_least` most probable tokens (a whole number known when compiling).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from gpt2_jax.generation.logits import LOWEST
 
 ROUNDING = 1e-6  # what float32 sums of V probabilities resolve
+BLOCK = 128
 
 
 def keep_top_k(logits: jax.Array, k: jax.Array | int, at_least: int = 1) -> jax.Array:
     """Keeps the k largest of each row, and those equal to the k-th (Fan et al., 2018)."""
-    floor = _floor(logits, 1.0, jnp.maximum(k, at_least), smallest=lambda _: 1.0)
+    maxima, k = blocks(logits).max(-1), jnp.maximum(k, at_least)
+    low = jnp.where(k <= maxima.shape[1], maxima.min(-1), -jnp.inf)  # each block has one token at least above it
+    floor = _floor(logits, 1.0, k, low, smallest=lambda _: 1.0)
     return jnp.where(logits >= floor[:, None], logits, LOWEST)
 
 
 def keep_top_p(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> jax.Array:
     """Keeps the fewest tokens of each row whose probabilities sum to p or more (Holtzman et al., 2020)."""
     odds = _odds(logits)
-    floor = _floor(odds, odds, p * odds.sum(-1), smallest=lambda threshold: threshold)
+    target = p * odds.sum(-1)
+    floor = _floor(odds, odds, target, ROUNDING * target / odds.shape[1], smallest=lambda threshold: threshold)
     return _keep(logits, odds >= floor[:, None], at_least)
 
 
@@ -37,7 +43,9 @@ def keep_typical(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> 
     """
     log_p, entropy = _information(logits)
     nearness = -jnp.abs(log_p + entropy)
-    floor = _floor(nearness, jnp.exp(log_p), jnp.full(len(logits), p), smallest=lambda _: 0.0)
+    # A token at least so near has a log-probability of at least nearness - entropy.
+    smallest = lambda threshold: jnp.exp(threshold - entropy[:, 0])
+    floor = _floor(nearness, jnp.exp(log_p), p, jnp.full(len(logits), -jnp.inf), smallest)
     kept = (nearness >= floor[:, None]) | (nearness >= _largest(nearness, at_least))
     return jnp.where(kept, logits, LOWEST)
 
@@ -75,38 +83,44 @@ def _largest(values: jax.Array, n: int) -> jax.Array:
     return values.max(-1, keepdims=True) if n == 1 else jax.lax.top_k(values, n)[0][:, -1:]
 
 
-def _floor(values, weights, target, smallest) -> jax.Array:
+def blocks(logits: jax.Array) -> jax.Array:
+    """[B, V] as [B, N, BLOCK], the last block filled up with `LOWEST`."""
+    B, V = logits.shape
+    return jnp.pad(logits, ((0, 0), (0, -V % BLOCK)), constant_values=LOWEST).reshape(B, -1, BLOCK)
+
+
+def _floor(
+    values: jax.Array,
+    weights: jax.Array | float,
+    target: jax.Array | float,
+    low: jax.Array,
+    smallest: Callable[[jax.Array], jax.Array | float],
+) -> jax.Array:
     """The highest threshold, float32 [B], at or above which the weights of `values` [B, V] sum to `target` or more.
 
-    -inf where all together do not. A row is done, too, when its sum is above the target by no more than rounding, or
-    when fewer than two values are left between the bounds: `smallest(threshold)` is the least weight that a value at
-    or above it may have.
+    `low` [B] is one that does, and the answer where none does. A row is done, too, when its sum is above the target by
+    no more than rounding, or when fewer than two values are left between the bounds: `smallest(threshold)` is the
+    least weight that a value at or above it may have.
     """
-
-    def above(threshold: jax.Array) -> jax.Array:
-        return jnp.where(values >= threshold[:, None], weights, 0.0).sum(-1)
 
     def undone(carry) -> jax.Array:
         low, high, above_low, above_high = carry
         near = (above_low - target <= ROUNDING * target) | (above_low - above_high < 2 * smallest(_float(low)))
-        return (low + 1 < high) & ~near  # the difference may overflow
+        return (low + 1 < high) & ~near  # their difference may overflow
 
     def halve(carry):
         low, high, above_low, above_high = carry
         middle = (low >> 1) + (high >> 1) + (low & high & 1)
-        sums = above(_float(middle))
-        up = sums >= target
+        above = jnp.where(values >= _float(middle)[:, None], weights, 0.0).sum(-1)
+        up = above >= target
         return (
             jnp.where(up, middle, low),
             jnp.where(up, high, middle),
-            jnp.where(up, sums, above_low),
-            jnp.where(up, above_high, sums),
+            jnp.where(up, above, above_low),
+            jnp.where(up, above_high, above),
         )
 
-    B = len(values)
-    low = jnp.full(B, _ordered(jnp.float32(-jnp.inf)))
-    high = _ordered(values.max(-1)) + 1
-    carry = low, high, jnp.full(B, jnp.inf), jnp.zeros(B)
+    carry = _ordered(low), _ordered(values.max(-1)) + 1, jnp.full(len(low), jnp.inf), jnp.zeros(len(low))
     return _float(jax.lax.while_loop(lambda carry: undone(carry).any(), halve, carry)[0])
 
 

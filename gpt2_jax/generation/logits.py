@@ -131,4 +131,4 @@ def _completions(phrases: jax.Array, history: History) -> jax.Array:
 def _scatter(logits: jax.Array, tokens: jax.Array):
     """What `.set` and `.add` (with mode="drop") write at `tokens` of each row, int [B, any]; -1 is none."""
     B, V = logits.shape
-    return logits.at[jnp.arange(B)[:, None], jnp.where(tokens < 0, V, tokens)]
+    return jnp.asarray(logits).at[jnp.arange(B)[:, None], jnp.where(tokens < 0, V, tokens)]

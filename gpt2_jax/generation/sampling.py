@@ -1,4 +1,4 @@
-"""From logits to a token: the settings, the chain of transforms that they switch on, and the draw.
+"""From logits to a token: the settings, the chain of transforms that they switch on, and the pick.
 
 The order is that of `transformers` (`GenerationMixin._get_logits_processor`, 4.57 to 5.23). Axes as in logits.py.
 """
@@ -15,9 +15,10 @@ import numpy as np
 from gpt2_jax.errors import InputError
 from gpt2_jax.generation import filters
 from gpt2_jax.generation import logits as controls
+from gpt2_jax.generation.draw import FEW, best_blocks, draw, most_probable, within, without
+from gpt2_jax.generation.filters import BLOCK
 from gpt2_jax.generation.logits import LOWEST, History
 
-BLOCK = 128
 LARGEST = 1e30  # of what divides or is added to logits: far from both ends of float32
 # Each scalar: its one type (to jit, a temperature of 0 and one of 0.7 are otherwise two programs) and what is allowed.
 SCALARS: dict[str, tuple[type, Callable[[Any], bool], str]] = {
@@ -254,7 +255,7 @@ def process(
         stages.append((True, lambda x: controls.ban(x, jnp.where(first, s.begin_suppress_tokens, -1))))
 
     def leave_one(x: jax.Array) -> jax.Array:
-        token = jnp.argmax(logits, axis=-1)
+        token = most_probable(logits)
         if end_tokens.size:
             token = jnp.where(end_tokens[0] >= 0, end_tokens[0], token)
         return controls.forced(x, token[:, None], x.max(-1) <= LOWEST)
@@ -317,28 +318,19 @@ def pick(
     logits = process(logits, sampling, history, end_tokens=end_tokens, limit=limit)
     return jax.lax.cond(
         jnp.asarray(sampling.temperature) > 0,
-        lambda: draw(warp(logits, sampling), keys),
-        lambda: jnp.argmax(logits, axis=-1).astype(jnp.int32),
+        lambda: _draw(logits, sampling, jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)),
+        lambda: most_probable(logits),
     )
 
 
-def draw(logits: jax.Array, keys: jax.Array) -> jax.Array:
-    """A token of each row by the inverse of its distribution: float32 [B, V], keys [B] -> int32 [B].
-
-    First a block of tokens, then one inside it, each by its own uniform number: V random numbers would cost more than
-    the model's head, and one alone would resolve only 2^-23. A probability of 0 is never drawn.
-    """
+def _draw(logits: jax.Array, sampling: Sampling, uniforms: jax.Array) -> jax.Array:
+    """A draw from what `warp` leaves, [B]; a small top_k draws the same token from the few blocks that hold it."""
+    every = lambda: draw(warp(logits, sampling), uniforms)
     B, V = logits.shape
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    weights = jnp.pad(weights, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    uniforms = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-    block = _choose(weights.sum(-1), uniforms[:, 0])
-    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]  # [B, BLOCK]
-    return block * BLOCK + _choose(inside, uniforms[:, 1])
-
-
-def _choose(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """The index at which the running sum of `weights` [B, any] passes `uniform` [B] of the total, int32 [B]."""
-    # Rounding may leave a running sum a little below an earlier one; where the weight is 0 it counts for nothing.
-    running = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
-    return jnp.argmax(running > (uniform * running.max(-1))[:, None], axis=-1).astype(jnp.int32)
+    if V <= FEW * BLOCK:
+        return every()
+    k = jnp.asarray(sampling.top_k)
+    none = jnp.zeros((B, FEW), jnp.int32), jnp.zeros((), bool)
+    chosen, enough = jax.lax.cond((k > 0) & (k <= FEW), lambda: best_blocks(logits, k), lambda: none)
+    few = lambda: without(draw(warp(within(logits, chosen), sampling), uniforms), chosen)
+    return jax.lax.cond(enough, few, every)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,96 +8,280 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_jax import InputError
-from gpt2_jax.generation.filters import keep_top_k, keep_top_p
+from gpt2_jax.generation import filters, sampling
+from gpt2_jax.generation import logits as controls
+from gpt2_jax.generation.draw import BLOCK, FEW, draw, most_probable
 from gpt2_jax.generation.logits import LOWEST, History
-from gpt2_jax.generation.sampling import Sampling, pick, warp
+from gpt2_jax.generation.sampling import Sampling, pick, process, transform, warp
 
-V = 50
-rows = st.lists(
-    st.floats(-50, 50, width=32, allow_subnormal=False), min_size=V, max_size=V
-).map(lambda values: np.array([values], np.float32))  # fmt: skip
-top_k = jax.jit(keep_top_k)
-top_p = jax.jit(keep_top_p)
+V = 30
+HISTORY = History(np.array([[1, 2, 3, 1, 2, 0], [4, 4, 9, 9, 9, 9]]), np.array([5, 2]), np.array([3, 2]))
+ENDS = np.array([28, 29])
+LIMIT = 7
+# Every scalar at a value that is on.
+ON = {
+    "temperature": 0.7, "top_k": 12, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95, "epsilon_cutoff": 1e-3,
+    "eta_cutoff": 1e-3, "repetition_penalty": 1.3, "presence_penalty": 0.3, "frequency_penalty": 0.2,
+    "no_repeat_ngram_size": 2, "min_new_tokens": 3,
+}  # fmt: skip
+LISTS = {
+    "bad_words_ids": [[5], [1, 2, 6]],
+    "sequence_bias": {(7,): 2.0, (4, 4, 8): -1.5, (9,): -float("inf")},
+    "suppress_tokens": [10],
+    "begin_suppress_tokens": [11, 12],
+}
+
+
+def logits(seed=0, rows=2, vocabulary=V):
+    return jax.random.normal(jax.random.key(seed), (rows, vocabulary)) * 3
+
+
+def keys(n, seed=0):
+    return jax.random.split(jax.random.key(seed), n)
 
 
 @jax.jit
 def choose(logits, sampling, keys):
+    """`pick` after an empty text."""
     empty = jnp.zeros(len(logits), int)
     history = History(jnp.zeros((len(logits), 4), int), empty, empty)
     return pick(logits, sampling, history, keys, end_tokens=jnp.array([-1]), limit=9)
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows, st.integers(1, V))
-def test_top_k_keeps_the_k_largest_and_ties(logits, k):
-    kept = np.asarray(top_k(logits, k) > LOWEST)
-    assert np.array_equal(kept, logits >= np.sort(logits)[:, -k, None])
+jit_process = jax.jit(process)
+jit_transform = jax.jit(transform)
+jit_pick = jax.jit(pick)
+jit_warp = jax.jit(warp)
 
 
-@settings(max_examples=60, deadline=None)
-@given(rows, st.floats(0.01, 0.99))
-def test_top_p_keeps_the_smallest_set_that_reaches_p(logits, p):
-    kept = np.asarray(top_p(logits, p) > LOWEST)
-    probabilities = np.asarray(jax.nn.softmax(logits))
-    assert kept.any()
-    lowest = logits[kept].min()
-    assert np.array_equal(kept, logits >= lowest)  # the most probable ones
-    assert probabilities[kept].sum() >= p - 1e-5
-    assert probabilities[logits > lowest].sum() < p + 1e-5  # one fewer would not do
+def processed(x, history=HISTORY, ends=ENDS, **settings_):
+    return jit_process(x, Sampling.of(V, **settings_), history, end_tokens=ends, limit=LIMIT)
 
 
-def test_filters_accept_infinities_and_extremes():
-    logits = jnp.array([[LOWEST, -jnp.inf, 0.0, 1.0], [3e38, -3e38, 0.0, -0.0]])
-    assert np.array_equal(np.asarray(keep_top_k(logits, 2))[0] > LOWEST, [False, False, True, True])
-    assert np.array_equal(np.asarray(keep_top_p(logits, 0.5))[1] > LOWEST, [True, False, False, False])
+def banned(x):
+    return [np.flatnonzero(row).tolist() for row in np.asarray(x) == LOWEST]
 
 
-def test_order_is_temperature_then_top_k_then_top_p():
+@jax.jit
+def one_by_one(x, s):
+    """The controls of `ON` and `LISTS` in the order of `transformers`: before the filters, and after them."""
+    x = controls.sequence_bias(x, *s.sequence_bias, HISTORY)
+    x = controls.repetition_penalty(x, s.repetition_penalty, HISTORY)
+    x = controls.presence_and_frequency_penalty(x, s.presence_penalty, s.frequency_penalty, HISTORY)
+    x = controls.no_repeat_ngram(x, s.no_repeat_ngram_size, HISTORY)
+    x = controls.bad_words(x, s.bad_words_ids, HISTORY)
+    x = controls.min_new_tokens(x, s.min_new_tokens, ENDS, HISTORY)
+    x = controls.ban(x, s.suppress_tokens)
+    before = x = controls.ban(x, jnp.array([[-1, -1], [11, 12]]))
+    x = filters.keep_top_k(controls.finite(x / s.temperature), s.top_k)
+    x = filters.keep_typical(filters.keep_min_p(filters.keep_top_p(x, s.top_p), s.min_p), s.typical_p)
+    return before, filters.keep_eta(filters.keep_epsilon(x, s.epsilon_cutoff), s.eta_cutoff)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_chain_is_in_the_order_of_transformers(seed):
+    s = Sampling.of(V, **ON, **LISTS)
+    before, after = one_by_one(logits(seed), s)
+    found = jit_process(logits(seed), s, HISTORY, end_tokens=ENDS, limit=LIMIT)
+    np.testing.assert_allclose(found, before, rtol=1e-5)
+    found = jit_transform(logits(seed), s, HISTORY, end_tokens=ENDS, limit=LIMIT)
+    np.testing.assert_allclose(found, after, rtol=1e-5)
+
+
+def test_order_matters_and_is_temperature_then_top_k_then_top_p():
     """Halving the temperature squares the odds before top-p looks at them; top-k renormalises for it."""
-    logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
-    kept = lambda **settings: np.asarray(warp(logits, Sampling(**settings)) > LOWEST)[0].sum()
+    x = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.1]]))
+    kept = lambda **settings_: np.asarray(jit_warp(x, Sampling(**settings_)) > LOWEST)[0].sum()
     assert kept(top_p=0.75) == 3 and kept(temperature=0.5, top_p=0.75) == 2
     assert kept(top_p=0.55) == 2 and kept(top_k=2, top_p=0.55) == 1
-    np.testing.assert_array_equal(warp(logits, Sampling()), logits)
+    np.testing.assert_array_equal(jit_warp(x, Sampling()), x)
+
+
+def test_controls_that_are_off_change_nothing():
+    np.testing.assert_array_equal(processed(logits()), logits())
+
+
+def test_lists_ban_where_they_should():
+    x = processed(logits(), bad_words_ids=[[5], [1, 2, 6]], suppress_tokens=[10], begin_suppress_tokens=[11])
+    assert banned(x) == [[5, 6, 10], [5, 10, 11]]
+    assert banned(processed(logits(), min_new_tokens=2)) == [[], [28, 29]]
+
+
+def test_forced_tokens_come_first_and_last():
+    first = processed(logits(), forced_bos_token_id=3, begin_suppress_tokens=[4])
+    assert [len(row) for row in banned(first)] == [0, V - 1] and first[1, 3] == 0
+    one_later = dataclasses.replace(HISTORY, lengths=np.array([4, 3]))
+    assert banned(processed(logits(), one_later, forced_bos_token_id=3, begin_suppress_tokens=[4])) == [[4], [4]]
+    last = dataclasses.replace(HISTORY, lengths=HISTORY.prompt_lengths + np.array([LIMIT - 1, LIMIT - 2]))
+    forced_end = processed(logits(), last, forced_eos_token_id=28, min_new_tokens=9)
+    assert [len(row) for row in banned(forced_end)] == [V - 1, 2] and forced_end[0, 28] == 0
+
+
+def test_a_row_without_a_token_left_ends():
+    everything = {(token,): -float("inf") for token in range(V)}
+    only_end = processed(logits(), sequence_bias=everything)
+    np.testing.assert_array_equal(only_end.argmax(-1), [28, 28])
+    assert [len(row) for row in banned(only_end)] == [V - 1, V - 1]
+    for no_end in (np.array([-1]), np.array([], int)):
+        np.testing.assert_array_equal(
+            processed(logits(), ends=no_end, sequence_bias=everything).argmax(-1), logits().argmax(-1)
+        )
+    for temperature in (0.0, 1.0):
+        s = Sampling.of(V, sequence_bias=everything, temperature=temperature, top_k=3)
+        np.testing.assert_array_equal(jit_pick(logits(), s, HISTORY, keys(2), end_tokens=ENDS, limit=LIMIT), [28, 28])
 
 
 def test_draws_follow_the_distribution():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
-    logits = jnp.broadcast_to(jnp.log(probabilities), (20_000, 4)).astype(jnp.float32)
-    keys = jax.random.split(jax.random.key(0), 20_000)
-    draws = np.bincount(choose(logits, Sampling(), keys), minlength=4) / 20_000
+    x = jnp.broadcast_to(jnp.log(probabilities), (20_000, 4)).astype(jnp.float32)
+    draws = np.bincount(choose(x, Sampling(), keys(20_000)), minlength=4) / 20_000
     np.testing.assert_allclose(draws, probabilities, atol=0.015)
-    hot = np.bincount(choose(logits, Sampling(temperature=0.5), keys), minlength=4) / 20_000
+    hot = np.bincount(choose(x, Sampling(temperature=0.5), keys(20_000)), minlength=4) / 20_000
     np.testing.assert_allclose(hot, probabilities**2 / (probabilities**2).sum(), atol=0.015)
 
 
+def test_draws_follow_the_distribution_over_many_blocks():
+    """Kolmogorov's distance of 20,000 draws from 1,000 tokens; 1.95 / sqrt(n) has probability 0.001."""
+    x = np.asarray(logits(rows=1, vocabulary=1000))[0]
+    p = np.exp(x.astype(float)) / np.exp(x.astype(float)).sum()
+    uniforms = jax.random.uniform(jax.random.key(5), (20_000, 2))
+    draws = jax.jit(jax.vmap(lambda u: draw(x[None], u[None])[0]))(uniforms)
+    seen = np.bincount(draws, minlength=1000) / 20_000
+    assert np.abs(np.cumsum(seen) - np.cumsum(p)).max() < 1.95 / np.sqrt(20_000)
+
+
+edges = st.sampled_from([0.0, 2.0**-23, 0.5, 1 - 2.0**-23]) | st.floats(0, 1 - 2.0**-23, width=32)
+drawn = jax.jit(draw)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sets(st.integers(0, 299), min_size=1, max_size=9), st.floats(0, 80), st.integers(0, 9), edges, edges)
+def test_what_is_banned_is_never_drawn(allowed, spread, seed, first, second):
+    x = np.full((1, 300), LOWEST, np.float32)
+    x[0, list(allowed)] = np.random.default_rng(seed).normal(size=len(allowed)) * spread
+    assert int(drawn(x, np.array([[first, second]], np.float32))[0]) in allowed
+
+
+draw_few = jax.jit(sampling._draw)
+draw_all = jax.jit(lambda x, s, uniforms: draw(warp(x, s), uniforms))
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 50, FEW, FEW + 1])
+def test_few_blocks_draw_the_same_tokens_as_all(top_k):
+    x = np.array(logits(top_k, rows=4, vocabulary=FEW * BLOCK + 700))
+    x[1, 9:] = LOWEST
+    x[2] = np.round(x[2])  # full of ties
+    s = Sampling(top_k=top_k, top_p=0.9, temperature=1.3)
+    for rows in (x[:2], x[2:]):
+        for uniforms in jax.random.uniform(jax.random.key(1), (8, 2, 2)):
+            np.testing.assert_array_equal(draw_few(rows, s, uniforms), draw_all(rows, s, uniforms))
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    s = Sampling.of(V, **ON, **LISTS)
+    together = [jit_pick(logits(i), s, HISTORY, keys(2, i), end_tokens=ENDS, limit=LIMIT) for i in range(20)]
+    for i, tokens in enumerate(together):
+        alone = jax.tree.map(lambda x: x[1:], HISTORY)
+        one = jit_pick(logits(i)[1:], s, alone, keys(2, i)[1:], end_tokens=ENDS, limit=LIMIT)
+        np.testing.assert_array_equal(one, tokens[1:])
+
+
 def test_greedy_needs_no_luck_and_tiny_temperatures_agree_with_it():
-    logits = jax.random.normal(jax.random.key(1), (8, 30)) * 100
-    keys = jax.random.split(jax.random.key(0), 8)
+    x = logits(1, 8) * 30
     for temperature in (0.0, 1e-9, 1e-3):
-        np.testing.assert_array_equal(choose(logits, Sampling(temperature=temperature), keys), logits.argmax(-1))
+        np.testing.assert_array_equal(choose(x, Sampling(temperature=temperature), keys(8)), x.argmax(-1))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 127, 128, 300])
+def test_the_most_probable_token_is_the_first_of_equals(vocabulary):
+    x = np.round(np.asarray(logits(vocabulary, 16, vocabulary)) / 3)
+    np.testing.assert_array_equal(most_probable(x), x.argmax(-1))
+    np.testing.assert_array_equal(most_probable(np.full((1, vocabulary), LOWEST, np.float32)), [0])
 
 
 def test_other_settings_compile_nothing_anew():
-    compiled = jax.jit(lambda *arguments: choose(*arguments))
-    logits, keys = jnp.zeros((1, 5)), jax.random.split(jax.random.key(0), 1)
-    for settings_ in (Sampling(), Sampling(0), Sampling(0.0), Sampling(0.7, 3, 0.9), Sampling(1, 3.0, 1)):
-        compiled(logits, settings_, keys)
+    compiled = jax.jit(lambda x, s: pick(x, s, HISTORY, keys(2), end_tokens=ENDS, limit=LIMIT))
+    for settings_ in (
+        {}, {"temperature": 0}, ON, {"temperature": 1, "top_k": 3.0, "top_p": 1},
+        {"forced_bos_token_id": 3, "forced_eos_token_id": 4}, {"temperature": np.float32(0.5), "top_k": np.int64(2)},
+        *({name: value} for name, value in ON.items()),
+    ):  # fmt: skip
+        compiled(logits(), Sampling.of(V, **settings_))
     assert compiled._cache_size() == 1
+    for n in (2, 3, 4):
+        phrases = [[i] * n for i in range(n)]
+        compiled(logits(), Sampling.of(V, bad_words_ids=phrases, suppress_tokens=range(9, 9 + n)))
+    assert compiled._cache_size() == 2
+
+
+def test_settings_pass_through_transforms_of_trees():
+    s = Sampling.of(V, **ON, **LISTS)
+    copy = jax.tree.map(lambda x: x, s)
+    assert jax.tree.structure(copy) == jax.tree.structure(s) and copy.top_k == 12
+    assert Sampling.of(V, bad_words_ids=[], sequence_bias={}, suppress_tokens=()) == Sampling()
+
+
+WHOLE = "it must be a whole number, 0 \\(off\\) or above$"
+ONE_OFF = r"it must be in \(0, 1\], where 1 is off$"
+ID = "it must be a token id from 0 to 29: encode text with the model's tokenizer$"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, r"temperature is -0.1; it must be 0 \(greedy\) or above"),
+        ({"temperature": -0.1}, r"temperature is -0.1; it must be 0 \(greedy\) or above$"),
         ({"temperature": float("nan")}, "temperature is nan; it must be 0"),
-        ({"top_k": -1}, "top_k is -1; it must be a whole number"),
-        ({"top_k": 1.5}, "top_k is 1.5; it must be a whole number"),
-        ({"top_p": 0}, r"top_p is 0; it must be in \(0, 1\]"),
-        ({"top_p": 1.01}, r"top_p is 1.01; it must be in \(0, 1\]"),
-        ({"top_p": float("nan")}, "top_p is nan"),
+        ({"temperature": float("inf")}, "temperature is inf; it must be 0"),
+        ({"temperature": True}, "temperature is True; it must be 0"),
+        ({"top_k": -1}, f"top_k is -1; {WHOLE}"),
+        ({"top_k": 1.5}, f"top_k is 1.5; {WHOLE}"),
+        ({"top_k": float("inf")}, f"top_k is inf; {WHOLE}"),
+        ({"top_p": 0}, f"top_p is 0; {ONE_OFF}"),
+        ({"top_p": 1.01}, f"top_p is 1.01; {ONE_OFF}"),
+        ({"top_p": float("nan")}, f"top_p is nan; {ONE_OFF}"),
+        ({"min_p": -0.1}, r"min_p is -0.1; it must be in \[0, 1\], where 0 is off$"),
+        ({"typical_p": 0.0}, f"typical_p is 0.0; {ONE_OFF}"),
+        ({"epsilon_cutoff": 1.0}, r"epsilon_cutoff is 1.0; it must be in \[0, 1\), where 0 is off$"),
+        ({"eta_cutoff": -1}, r"eta_cutoff is -1; it must be in \[0, 1\), where 0 is off$"),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0; it must be above 0, where 1 is off$"),
+        ({"presence_penalty": float("inf")}, "presence_penalty is inf; it must be a finite number, where 0 is off$"),
+        ({"frequency_penalty": 1e39}, r"frequency_penalty is 1e\+39; it must be a finite number, where 0 is off$"),
+        ({"no_repeat_ngram_size": 0.5}, f"no_repeat_ngram_size is 0.5; {WHOLE}"),
+        ({"min_new_tokens": -2}, f"min_new_tokens is -2; {WHOLE}"),
+        ({"forced_bos_token_id": V}, f"forced_bos_token_id has 30; {ID}"),
+        ({"forced_eos_token_id": -1}, f"forced_eos_token_id has -1; {ID}"),
+        ({"bad_words_ids": [[1], []]}, "bad_words_ids has a phrase without tokens; remove it$"),
+        ({"bad_words_ids": [[1, V]]}, f"bad_words_ids has 30; {ID}"),
+        ({"bad_words_ids": [["a"]]}, f"bad_words_ids has 'a'; {ID}"),
+        ({"sequence_bias": {(): 1.0}}, "sequence_bias has a phrase without tokens; remove it$"),
+        ({"sequence_bias": {(-1,): 1.0}}, f"sequence_bias has -1; {ID}"),
+        (
+            {"sequence_bias": {(1, 2): "x"}},
+            r"sequence_bias of \(1, 2\) is x; it must be a finite number, or -inf for a",
+        ),
+        ({"sequence_bias": {(1,): float("nan")}}, r"sequence_bias of \(1,\) is nan; it must be a finite number"),
+        ({"sequence_bias": {(1,): float("inf")}}, r"sequence_bias of \(1,\) is inf; it must be a finite number"),
+        ({"suppress_tokens": [1.0]}, f"suppress_tokens has 1.0; {ID}"),
+        ({"begin_suppress_tokens": [True]}, f"begin_suppress_tokens has True; {ID}"),
+        (
+            {"suppress_tokens": range(29), "bad_words_ids": [[29]]},
+            "suppress_tokens and bad_words_ids ban all 30 tokens of the vocabulary; leave at least one$",
+        ),
+        (
+            {"suppress_tokens": [0], "begin_suppress_tokens": range(1, 30)},
+            "begin_suppress_tokens, suppress_tokens and bad_words_ids ban all 30 tokens of the vocabulary; leave",
+        ),
+        (
+            {"forced_bos_token_id": 3, "suppress_tokens": [3]},
+            "forced_bos_token_id is 3, which suppress_tokens or bad_words_ids bans; remove one$",
+        ),
     ],
 )
 def test_settings_out_of_range(options, message):
     with pytest.raises(InputError, match=message):
-        Sampling(**options)
+        Sampling.of(V, **options)
+
+
+def test_unknown_settings_are_refused():
+    with pytest.raises(TypeError, match="top_n"):
+        Sampling.of(V, top_n=3)
