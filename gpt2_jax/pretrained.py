@@ -22,7 +22,8 @@ FIELDS = [field.name for field in dataclasses.fields(GPT2Config) if field.name n
 # What changes the forward pass elsewhere and is not done here, unless it has this value.
 REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None, "adapters": None}
 Source = str | Path | Tokenizer
-HUB_FILES = ["*.json", "*.safetensors", "*.msgpack", "merges.txt"]
+HUB_FILES = ["*.json", "merges.txt"]
+HUB_WEIGHTS = ["*.safetensors", "*.msgpack"]  # the second only where there is nothing of the first
 
 
 def load(
@@ -57,6 +58,8 @@ def load(
     else:
         if step is not None:
             raise InputError(f"step is {step!r}, but {path} is no training run; only runs have steps")
+        if revision is not None and folder.exists():
+            raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
         lm = _load_files(folder if folder.exists() else _fetch(str(path), revision), tokenizer, dtype)
     if n_positions is not None:
         lm = LanguageModel(weights.resize(lm.model, n_positions=n_positions), lm.tokenizer)
@@ -71,8 +74,10 @@ def load_config(folder: Path) -> GPT2Config:
     """
     file = folder / "config.json"
     try:
-        fields = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict):
+            raise ValueError(f"it holds a {type(fields).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read ({error}); weights need the config.json they came with") from None
     if fields.get("model_type", "gpt2") != "gpt2":
         raise InputError(f"{file} has model_type {fields['model_type']!r}; only gpt2 is supported")
@@ -81,8 +86,8 @@ def load_config(folder: Path) -> GPT2Config:
             raise InputError(f"{file} has {name} {fields[name]!r}, which is not supported; it must be {harmless!r}")
     known = {name: fields[name] for name in FIELDS if name in fields}
     try:
-        return GPT2Config(**known)
-    except (InputError, TypeError) as error:
+        return Config.from_dict({"model": known}).model
+    except InputError as error:
         raise InputError(f"{file}: {error}") from None
 
 
@@ -130,7 +135,13 @@ def _fetch(name: str, revision: str | None) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        for weight_files in HUB_WEIGHTS:
+            folder = huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=[*HUB_FILES, weight_files], ignore_patterns="*/*"
+            )
+            if any(Path(folder).glob(weight_files)):
+                break
+        return Path(folder)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -144,7 +155,7 @@ def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetens
 
     Args:
       lm: the model and its tokenizer.
-      path: the folder, made if absent; other files in it stay.
+      path: the folder, made if absent; other files in it stay. Where both formats lie, `load` takes safetensors.
       format: "safetensors" (`GPT2LMHeadModel` of transformers) or "flax" (`FlaxGPT2LMHeadModel`, until 4.57).
 
     Returns:

@@ -20,6 +20,7 @@ import numpy as np
 from gpt2_jax.errors import InputError
 
 SAFETENSORS_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+TYPES = {np.dtype(kind).name: np.dtype(kind) for kind in SAFETENSORS_TYPES.values()}
 LARGEST_HEADER = 100_000_000  # bytes, the bound of the safetensors format
 NDARRAY = 1  # flax's msgpack extension for an array: [shape, dtype name, bytes in C order]
 
@@ -34,16 +35,9 @@ class Tensor:
     offset: int
 
     def read(self) -> np.ndarray:
-        """The numbers, float32 (float16 and bfloat16 are widened, exactly).
-
-        Raises:
-          InputError: another type of numbers.
-        """
-        dtype = {np.dtype(kind).name: kind for kind in SAFETENSORS_TYPES.values()}.get(self.dtype)
-        if dtype is None:
-            raise InputError(f"{self.file} has {self.dtype} tensors; weights must be float32, float16 or bfloat16")
+        """The numbers, float32; of `dtype` float32, or float16 and bfloat16, which are widened exactly."""
         # Read, not mapped: mapped pages would count as this process's memory beside the tensor made of them.
-        array = np.fromfile(self.file, dtype, math.prod(self.shape), offset=self.offset).reshape(self.shape)
+        array = np.fromfile(self.file, TYPES[self.dtype], math.prod(self.shape), offset=self.offset).reshape(self.shape)
         return array if array.dtype == np.float32 else array.astype(np.float32)
 
 
@@ -64,7 +58,7 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
         try:
             header = json.loads(stream.read(length))
             entries = [(name, *_entry(entry)) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{file} has a header that is not safetensors' ({error}); fetch it again") from None
     end = 0
     for name, dtype, shape, start, stop in sorted(entries, key=lambda entry: entry[3:]):
@@ -113,7 +107,11 @@ def read_msgpack(file: Path) -> dict[str, Tensor]:
     """
     with file.open("rb") as stream:
         try:
-            found = dict(_walk(stream, file, ""))
+            found = {}
+            for path, tensor in _walk(stream, file, ""):
+                if path in found:
+                    raise ValueError(f"{path} is there twice")
+                found[path] = tensor
             if stream.read(1):
                 raise ValueError("there is more after its end")
         except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
@@ -142,21 +140,22 @@ def _walk(stream: BinaryIO, file: Path, path: str) -> Iterator[tuple[str, Tensor
 
 def _array(stream: BinaryIO, file: Path, path: str, length: int) -> Tensor:
     start = stream.tell()
-    if start + length > os.fstat(stream.fileno()).st_size:
+    if length > _left(stream):
         raise ValueError(f"{path} ends past the file")
     unpacker = msgpack.Unpacker(max_buffer_size=1 << 16)
     unpacker.feed(stream.read(min(length, 1 << 12)))  # the shape and the type; the numbers follow
     if unpacker.read_array_header() != 3:
         raise ValueError(f"{path} is no array")
-    shape, dtype = tuple(unpacker.unpack()), unpacker.unpack()
-    header = unpacker.tell()
-    stream.seek(start + header)
-    header += 1 + {0xC4: 1, 0xC5: 2, 0xC6: 4}[_byte(stream)]
-    names = {np.dtype(kind).name: np.dtype(kind).itemsize for kind in SAFETENSORS_TYPES.values()}
-    if dtype in names and length - header != names[dtype] * math.prod(shape):
-        raise ValueError(f"{path} has {length - header:,} bytes for {dtype}{list(shape)}")
+    shape, dtype = unpacker.unpack(), unpacker.unpack()
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or not isinstance(dtype, str):
+        raise ValueError(f"{path} is no array")
+    stream.seek(start + unpacker.tell())
+    size = _number(stream, {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(_byte(stream), 0))
+    offset = stream.tell()
+    if offset + size != start + length or (dtype in TYPES and size != TYPES[dtype].itemsize * math.prod(shape)):
+        raise ValueError(f"{path} has {size:,} bytes for {dtype}{shape}")
     stream.seek(start + length)
-    return Tensor(file, shape, dtype, start + header)
+    return Tensor(file, tuple(shape), dtype, offset)
 
 
 def _byte(stream: BinaryIO) -> int:
@@ -177,10 +176,13 @@ def _text(stream: BinaryIO) -> str:
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:
-    read = stream.read(size)
-    if len(read) < size:
+    if size > _left(stream):  # before memory is taken for it
         raise ValueError("it ends too early")
-    return read
+    return stream.read(size)
+
+
+def _left(stream: BinaryIO) -> int:
+    return os.fstat(stream.fileno()).st_size - stream.tell()
 
 
 def write_msgpack(file: Path, tensors: Iterable[str], read: Callable[[str], np.ndarray]) -> None:

@@ -11,7 +11,9 @@
 import dataclasses
 import functools
 import json
+import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,7 @@ from flax import nnx
 
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2, GPT2Config, parameter_name, unstack
-from gpt2_jax.tensor_files import Tensor, read_msgpack, read_safetensors, write_msgpack, write_safetensors
+from gpt2_jax.tensor_files import TYPES, Tensor, read_msgpack, read_safetensors, write_msgpack, write_safetensors
 
 Format = Literal["safetensors", "flax"]
 FILES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
@@ -72,10 +74,13 @@ def _refusal(file: Path) -> InputError:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"its files are {names}")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index} is no index of weight files ({error!r}); fetch it again") from None
+    kind = Path(index.name.removesuffix(".index.json")).suffix
     for name in names:
-        if Path(name).name != name or Path(name).suffix not in READERS:
+        if Path(name).name != name or Path(name).suffix != kind:
             raise InputError(f"{index} names {name!r}, which is no weight file beside it; do not trust this folder")
         if not (index.parent / name).is_file():
             raise InputError(f"{index} names {name}, which is missing; fetch all {len(names)} files")
@@ -94,9 +99,12 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
     Raises:
       InputError: entries missing, unexpected, of another shape or type, or an output layer that is not the embedding.
     """
-    found = {}
+    found: dict[str, Tensor] = {}
     for file in files:
-        found |= {_plain_name(name): tensor for name, tensor in READERS[file.suffix](file).items()}
+        for name, tensor in READERS[file.suffix](file).items():
+            if (name := _plain_name(name)) in found:
+                raise InputError(f"{file} has a second {name}; each parameter must be there once")
+            found[name] = tensor
     found = {name: tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
     flax_order = files[0].suffix == ".msgpack"
     _check(found, config, files[0], flax_order)
@@ -104,23 +112,48 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
     def read(name: str) -> np.ndarray:
         return _to_model(name, found[name].read(), config, flax_order)
 
-    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         name = parameter_name(path)
         if stacked and name.startswith("h."):
-            array = np.empty(shape.shape, np.float32)
-            for i in range(config.n_layer):
-                array[i] = read(f"h.{i}.{name[2:]}")
+            parts = (read(f"h.{i}.{name[2:]}")[None] for i in range(config.n_layer))
         elif name.endswith(".weight"):  # a TransposedLinear
-            array = np.moveaxis(read(name.removesuffix("weight") + "kernel"), 0, -1)
+            parts = [np.moveaxis(read(name.removesuffix("weight") + "kernel"), 0, -1)]
         else:
-            array = read(name)
-        return jax.device_put(array, sharding)
+            parts = [read(name)]
+        return _place(parts, shape.shape, sharding)
 
     shapes = _shapes(config, stacked)
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         one = shardings or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: one, shapes)
     return jax.tree_util.tree_map_with_path(leaf, shapes, shardings)
+
+
+def _place(parts: Iterable[np.ndarray], shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> jax.Array:
+    """The parts, one after another along axis 0, each cut at once into this process's shards."""
+    of_device = {
+        device: tuple(axis.indices(size)[:2] for axis, size in zip(index, shape))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    }
+    shards = {bounds: _aligned([stop - start for start, stop in bounds]) for bounds in of_device.values()}
+    first = 0
+    for part in parts:
+        for ((start, stop), *others), shard in shards.items():
+            low, high = max(start, first), min(stop, first + len(part))
+            if low < high:
+                columns = tuple(slice(*bounds) for bounds in others)
+                shard[low - start : high - start] = part[(slice(low - first, high - first), *columns)]
+        first += len(part)
+    arrays = [jax.device_put(shards[bounds], device) for device, bounds in of_device.items()]
+    return jax.block_until_ready(jax.make_array_from_single_device_arrays(shape, sharding, arrays))
+
+
+def _aligned(shape: list[int]) -> np.ndarray:
+    """An empty float32 array at a multiple of 64 bytes, which JAX on CPU takes over as it is; others it copies."""
+    size = 4 * math.prod(shape)
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def save(model: GPT2, folder: Path, format: Format) -> Path:
@@ -208,7 +241,7 @@ def _to_model(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool
     if ".c_attn." in name:
         return array.reshape(*array.shape[:-1], 3, config.n_embd)
     if name == "wpe.embedding":
-        return array[: config.n_positions].copy() if len(array) > config.n_positions else array
+        return array[: config.n_positions]
     if name.endswith(".embedding"):
         rows = config.padded_vocab_size - len(array)
         return np.pad(array, ((0, rows), (0, 0))) if rows else array
@@ -225,6 +258,9 @@ def _to_file(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool)
 
 def _check(found: dict[str, Tensor], config: GPT2Config, file: Path, flax_order: bool) -> None:
     expected = file_shapes(config, flax_order)
+    for name, tensor in sorted(found.items()):
+        if tensor.dtype not in TYPES:
+            raise InputError(f"{file} has {name} of type {tensor.dtype}; weights must be {', '.join(TYPES)}")
     if config.tie_word_embeddings and (head := found.pop("lm_head.embedding", None)):
         wte = found.get("wte.embedding")
         if wte is None or not np.array_equal(head.read().T if flax_order else head.read(), wte.read()):
@@ -253,9 +289,8 @@ def resize(model: GPT2, *, vocab_size: int | None = None, n_positions: int | Non
     Raises:
       InputError: a longer context, for which nothing was learned, or a size below 1.
     """
-    old = model.config
-    sizes = {"vocab_size": vocab_size or old.vocab_size, "n_positions": n_positions or old.n_positions}
-    config = dataclasses.replace(old, **sizes)
+    old, sizes = model.config, {"vocab_size": vocab_size, "n_positions": n_positions}
+    config = dataclasses.replace(old, **{name: size for name, size in sizes.items() if size is not None})
     if config.n_positions > old.n_positions:
         raise InputError(
             f"n_positions is {n_positions}; the model has {old.n_positions} positions and can only be cropped: use as "
