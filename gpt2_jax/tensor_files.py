@@ -115,7 +115,8 @@ def read_msgpack(file: Path) -> dict[str, Tensor]:
             if stream.read(1):
                 raise ValueError("there is more after its end")
         except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
-            raise InputError(f"{file} is no msgpack file of Flax parameters, or is cut short ({error})") from None
+            reason = " ".join(str(error).split())  # names from the file may break lines
+            raise InputError(f"{file} is no msgpack file of Flax parameters, or is cut short ({reason})") from None
     return found
 
 

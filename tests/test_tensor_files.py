@@ -85,7 +85,7 @@ def test_what_is_written_is_read(kind, good, scratch):
         array = tensor.read()
         assert tensor.shape == array.shape and tensor.dtype == array.dtype == np.float32
         np.testing.assert_array_equal(array, ARRAYS[name])
-        assert array.flags.writeable and array.base is None or array.base.base is None  # memory, not a mapped file
+        assert not isinstance(array.base, np.memmap)
 
 
 def test_msgpack_is_flax_own_in_both_directions(good, scratch):
@@ -246,6 +246,6 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path):
         stream.write(b"new")
         raise ZeroDivisionError
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
-    with pytest.raises(InputError, match="could not write .*no/file: No such file or directory; make room, or give"):
-        with writing(tmp_path / "no" / "file"):
-            pass
+    refused = pytest.raises(InputError, match=r"could not write .*no/file: No such file or directory; make room, or")
+    with refused, writing(tmp_path / "no" / "file"):
+        pass
