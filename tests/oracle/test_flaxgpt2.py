@@ -163,7 +163,7 @@ def test_what_is_saved_here_opens_there(oracle, flaxgpt2, tmp_path):
 @pytest.mark.parametrize("name", cases.SIZES)
 def test_logits_of_the_published_sizes(request, name, tmp_path):
     if not request.config.getoption("--sizes"):
-        pytest.skip("--sizes compares the published sizes: 6.3 GB of disk, 20 GB of memory, minutes")
+        pytest.skip("--sizes compares the published sizes: 6.3 GB of disk, 13 GB of memory, minutes")
     request.getfixturevalue("flaxgpt2")("answer", tmp_path, name)
     answers = dict(np.load(tmp_path / name / "answers.npz"))
     model = weights.load(weights.find(tmp_path / name), load_config(tmp_path / name))
