@@ -101,7 +101,11 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
     """
     found: dict[str, Tensor] = {}
     for file in files:
-        for name, tensor in READERS[file.suffix](file).items():
+        try:
+            entries = READERS[file.suffix](file)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
+        for name, tensor in entries.items():
             if (name := _plain_name(name)) in found:
                 raise InputError(f"{file} has a second {name}; each parameter must be there once")
             found[name] = tensor

@@ -1,20 +1,15 @@
-import dataclasses
 import subprocess
 import sys
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 import gpt2_jax
-from gpt2_jax import Config, InputError, LanguageModel
-from gpt2_jax.config import CheckpointConfig
+from gpt2_jax import InputError, LanguageModel
 from gpt2_jax.generation import sampler
 from gpt2_jax.model import GPT2, GPT2Config
 from gpt2_jax.tokenizer import train_characters
-from gpt2_jax.training.checkpoint import Checkpoints
-from gpt2_jax.training.step import init_state
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 
@@ -29,17 +24,8 @@ def lm():
 
 
 @pytest.fixture(scope="module")
-def workdir(lm, tmp_path_factory):
-    """A workdir with two checkpoints of different parameters; the first has the better validation loss."""
-    folder = tmp_path_factory.mktemp("run")
-    config = Config.from_dict({"model": dataclasses.asdict(lm.config)})
-    init = jax.jit(lambda seed: init_state(config.model, optax.identity(), seed), static_argnums=0)
-    with Checkpoints(folder, CheckpointConfig(keep=2)) as checkpoints:
-        for step, loss in ((10, 1.0), (20, 2.0)):
-            state = init(step)._replace(step=np.int32(step))
-            checkpoints.save(state, config.to_dict(), lm.tokenizer.to_json(), loss)
-        checkpoints.wait()
-    return folder
+def folder(lm, tmp_path_factory):
+    return gpt2_jax.save(lm, tmp_path_factory.mktemp("model"))
 
 
 def test_a_generation_has_text_and_tokens_and_prints_as_text(lm):
@@ -215,43 +201,18 @@ def test_bad_requests_of_lists_and_streams(lm):
             list(lm.stream("the", **option))
 
 
-def test_load_takes_the_latest_the_best_or_a_step(workdir):
-    lms = {step: gpt2_jax.load(workdir, step=step) for step in (None, "best", 10, 20)}
-    wte = {step: np.asarray(lm.model.wte.embedding[...]) for step, lm in lms.items()}
-    assert np.array_equal(wte[None], wte[20]) and np.array_equal(wte["best"], wte[10])
-    assert not np.array_equal(wte[10], wte[20])
-    assert lms[None].generate("the ", max_new_tokens=4).text.startswith("the ")
-
-
-def test_nothing_to_load(workdir, tmp_path):
-    with pytest.raises(InputError, match=r"there is no folder '.*missing'; give the workdir of a training run"):
-        gpt2_jax.load(tmp_path / "missing")
-    with pytest.raises(InputError, match="holds no checkpoints"):
-        gpt2_jax.load(tmp_path)
-    with pytest.raises(InputError, match="has no checkpoint 15; it has 10, 20"):
-        gpt2_jax.load(workdir, step=15)
-
-
-def test_loading_and_generating_import_no_tensorflow_nor_torch(workdir):
-    code = (
-        "import sys, gpt2_jax; lm = gpt2_jax.load(sys.argv[1]); lm.generate('the', max_new_tokens=2);"
-        "bad = {'tensorflow', 'torch', 'transformers', 'clu', 'matplotlib'} & set(sys.modules); assert not bad, bad"
-    )
-    subprocess.run([sys.executable, "-c", code, str(workdir)], check=True)
-
-
-def test_generate_script_streams_and_explains_errors(workdir, pytestconfig):
+def test_generate_script_streams_and_explains_errors(folder, pytestconfig):
     def script(*arguments):
         command = [
             sys.executable,
             str(pytestconfig.rootpath / "scripts/generate.py"),
-            f"--workdir={workdir}",
+            f"--workdir={folder}",
             *arguments,
         ]
         return subprocess.run(command, capture_output=True, text=True)
 
     good = script("--prompt=the ", "--max_new_tokens=8", "--seed=2")
-    want = gpt2_jax.load(workdir).generate("the ", max_new_tokens=8, seed=2, temperature=0.8, top_p=0.95)
+    want = gpt2_jax.load(folder).generate("the ", max_new_tokens=8, seed=2, temperature=0.8, top_p=0.95)
     assert good.returncode == 0 and good.stdout == want.text + "\n", good.stderr
     bad = script("--prompt=the ", "--top_p=2")
     assert bad.returncode == 2 and bad.stderr.strip().splitlines()[-1].startswith("error: top_p is 2.0; it must be in")
