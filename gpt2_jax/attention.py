@@ -49,6 +49,12 @@ class KVCache:
         pick = lambda x: x.reshape(batch, -1, *x.shape[1:])[rows].reshape(-1, *x.shape[1:])
         return KVCache(pick(self.keys), pick(self.values))
 
+    def reorder(self, rows: jax.Array, start: int) -> "KVCache":
+        """The slots from `start` on become those of `rows` (int [B]); the ones before stay, in place."""
+        new = KVCache(self.keys[:, start:], self.values[:, start:]).select(rows, len(rows))
+        put = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis=1)
+        return KVCache(put(self.keys, new.keys), put(self.values, new.values))
+
 
 def attend(
     q: jax.Array,

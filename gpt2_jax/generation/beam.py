@@ -1,10 +1,12 @@
 """Beam search, beam sampling and diverse beam groups: K texts a prompt go on side by side, the best are kept.
 
 Token for token the search of FlaxGPT2 (`FlaxGenerationMixin._beam_search`, transformers 4.57): a text that ends among
-the candidates of its step is kept by its score whatever its rank, where PyTorch's asks for one of the first K ranks.
-Two things are better defined: each prompt of a batch stops by itself, so that it gives what it gives alone, and when
-fewer texts have ended than are asked for, the best of those still running follow. Diverse groups (Vijayakumar et al.,
-2018) search one after the other, each marked down for the tokens that those before it have just taken.
+the candidates of its step is kept by its score whatever its rank, where PyTorch's asks for one of the first K ranks;
+and texts cut off by the limit come after all that have ended, where PyTorch's compares their scores.
+Three things are better defined: each prompt of a batch stops by itself, so that it gives what it gives alone; when
+fewer texts have ended than are asked for, the best of those still running follow; and a beam for which there is no
+text yet, as at the start, neither ends nor is returned. Diverse groups (Vijayakumar et al., 2018) search one after the
+other, each marked down for the tokens that those before it have just taken; a group whose search is over takes none.
 
 Axes as in decoding.py; B prompts, G groups of k beams, K = G k beams a prompt, N room for new tokens.
 """
@@ -25,7 +27,9 @@ from gpt2_jax.generation.sampler import bucket, start_state
 from gpt2_jax.generation.sampling import Sampling, process, warp
 from gpt2_jax.model import GPT2
 
-NOTHING = -1.0e7  # the score of a beam that does not exist, below that of any text
+NOTHING = -1.0e20  # below the log-probability of any text: a beam at or under it does not exist, or is banned
+LARGEST_LENGTH_PENALTY = 8  # lengths to this power, and scores over them, are far from both ends of float32
+LARGEST_DIVERSITY_PENALTY = 1e9  # sums of it over a long text are still above NOTHING
 EARLY = {False: 0, True: 1, "never": 2}
 
 
@@ -58,11 +62,13 @@ class State:
 
     count: jax.Array  # int32 []: new tokens of the running texts
     running: History  # of B * K rows
-    scores: jax.Array  # float32 [B, G, k]: log-probabilities of the running texts, in falling order
+    scores: (
+        jax.Array
+    )  # float32 [B, G, k]: log-probabilities of the running texts, in falling order; LOWEST where there is no text
     origin: jax.Array  # int32 [B * K]: the rows of the memory that the running texts go on from
     ended: jax.Array  # int32 [B, G, k, N]: new tokens of the texts that came to an end
-    lengths: jax.Array  # int32 [B, G, k]: how many
-    ended_scores: jax.Array  # float32 [B, G, k], in falling order; NOTHING where there is none
+    lengths: jax.Array  # int32 [B, G, k]: how many; 0 where there is no text
+    ended_scores: jax.Array  # float32 [B, G, k], in falling order
     done: jax.Array  # bool [B, G]: the group's search is over
     keys: jax.Array  # [B]
 
@@ -88,14 +94,14 @@ def search(
       model: an unstacked model (`gpt2_jax.model.unstack`).
       prompts: token ids; each and `max_new_tokens` together must fit `n_positions`.
       max_new_tokens: where the search ends at the latest.
-      num_beams: K.
+      num_beams: K; another number compiles anew, as do other groups and another number of end tokens above 1.
       sampling: controls of every token; with a temperature above 0, the candidates of which the best go on are drawn
         without replacement from all continuations of all beams, after the filters, as in transformers.
       end_tokens: int32 [E], the ids that end a text; -1 is none.
       seeds: of the draws, one a prompt.
       num_beam_groups: G, which divides K.
       diversity_penalty: taken from a token's log-probability for each beam of an earlier group that has just taken it.
-      length_penalty: the exponent; above 0 favours long texts.
+      length_penalty: the exponent, from -8 to 8; above 0 favours long texts.
       early_stopping: True stops at K ended texts; False when no running text has a better score at its present length
         than the worst of them; "never" when none can ever have.
       num_return_sequences: texts a prompt, at most K.
@@ -104,9 +110,9 @@ def search(
       For each prompt `num_return_sequences` beams: those that came to an end, then those still running.
 
     Raises:
-      InputError: numbers that do not fit each other.
+      InputError: numbers that do not fit each other, or more texts asked for than the controls leave possible.
     """
-    _check(num_beams, num_beam_groups, diversity_penalty, num_return_sequences, early_stopping, length_penalty, model)
+    _check(num_beams, num_beam_groups, diversity_penalty, num_return_sequences, early_stopping, length_penalty)
     start = start_state(prompts, [(seed, 0) for seed in seeds], max_new_tokens)
     rules = Rules(
         sampling=sampling,
@@ -117,37 +123,39 @@ def search(
         early_stopping=np.int32(EARLY[early_stopping]),
     )
     slots = bucket(int(start.history.lengths.max()), model.config.n_positions)
+    # So many a beam that, even if every one of them ends in every way, as many do not.
+    candidates = min(max(2, 1 + np.unique(rules.end_tokens[rules.end_tokens >= 0]).size), model.config.vocab_size)
     state = _search(
         model, start.history, start.keys, rules, slots=slots, capacity=bucket(max_new_tokens),
-        num_beams=num_beams, groups=num_beam_groups, ends=int((rules.end_tokens >= 0).sum()),
+        num_beams=num_beams, groups=num_beam_groups, candidates=candidates,
     )  # fmt: skip
     return _best(jax.tree.map(np.asarray, dataclasses.replace(state, keys=None)), length_penalty, num_return_sequences)
 
 
-def _check(num_beams, groups, diversity_penalty, wanted, early_stopping, length_penalty, model) -> None:
-    if num_beams < 1 or 2 * num_beams > model.config.vocab_size:
-        raise InputError(
-            f"num_beams is {num_beams}; it must be from 1 to {model.config.vocab_size // 2}, half the vocabulary"
-        )
-    if wanted > num_beams:
-        raise InputError(f"num_return_sequences is {wanted}; it must be at most num_beams ({num_beams})")
+def _check(num_beams, groups, diversity_penalty, wanted, early_stopping, length_penalty) -> None:
+    if num_beams < 1:
+        raise InputError(f"num_beams is {num_beams}; it must be at least 1")
+    if not 1 <= wanted <= num_beams:
+        raise InputError(f"num_return_sequences is {wanted}; it must be from 1 to num_beams ({num_beams})")
     if groups < 1 or num_beams % groups:
         raise InputError(f"num_beam_groups is {groups}; it must divide num_beams ({num_beams})")
-    if diversity_penalty < 0 or (diversity_penalty > 0) != (groups > 1):
+    if not 0 <= diversity_penalty <= LARGEST_DIVERSITY_PENALTY or (diversity_penalty > 0) != (groups > 1):
         raise InputError(
-            f"diversity_penalty is {diversity_penalty} with num_beam_groups {groups}; several groups need one above 0, "
-            "and a single group has none"
+            f"diversity_penalty is {diversity_penalty} with num_beam_groups {groups}; several groups need one above 0 "
+            f"(up to {LARGEST_DIVERSITY_PENALTY:g}), and a single group has none"
         )
-    if early_stopping not in EARLY:
+    if early_stopping not in list(EARLY):
         raise InputError(f"early_stopping is {early_stopping!r}; it must be True, False or 'never'")
-    if not np.isfinite(length_penalty):
-        raise InputError(f"length_penalty is {length_penalty}; it must be a finite number")
+    if not abs(length_penalty) <= LARGEST_LENGTH_PENALTY:
+        raise InputError(
+            f"length_penalty is {length_penalty}; it must be from -{LARGEST_LENGTH_PENALTY} to {LARGEST_LENGTH_PENALTY}"
+        )
 
 
-@functools.partial(jax.jit, static_argnames=("slots", "capacity", "num_beams", "groups", "ends"))
+@functools.partial(jax.jit, static_argnames=("slots", "capacity", "num_beams", "groups", "candidates"))
 def _search(
     model: GPT2, prompts: History, keys: jax.Array, rules: Rules,
-    *, slots: int, capacity: int, num_beams: int, groups: int, ends: int,
+    *, slots: int, capacity: int, num_beams: int, groups: int, candidates: int,
 ) -> State:  # fmt: skip
     B, K, k = len(keys), num_beams, num_beams // groups
     x, decoding = prefill(model, prompts.tokens[:, :slots], prompts.lengths, capacity)
@@ -156,15 +164,14 @@ def _search(
     state = State(
         count=jnp.zeros((), jnp.int32),
         running=jax.tree.map(lambda x: x[rows], prompts),
-        scores=jnp.full(shape, NOTHING).at[:, :, 0].set(0.0),  # beams that are equal at first would all stay equal
+        scores=jnp.full(shape, LOWEST).at[:, :, 0].set(0.0),  # beams that are equal at first would all stay equal
         origin=rows,
         ended=jnp.zeros((*shape, capacity), jnp.int32),
         lengths=jnp.zeros(shape, jnp.int32),
-        ended_scores=jnp.full(shape, NOTHING),
+        ended_scores=jnp.full(shape, LOWEST),
         done=jnp.zeros((B, groups), bool),
         keys=keys,
     )
-    candidates = max(2, 1 + ends) * k  # so many that k of them do not end, even if every beam ends in every way
     state = _extend(state, model.head(last_state(x, prompts.lengths))[rows], rules, candidates)
 
     def unfinished(carry: tuple[State, Decoding]) -> jax.Array:
@@ -174,7 +181,7 @@ def _search(
         state, decoding = carry
         x, decoding = step(model, state.running.last(1), decoding)
         state = _extend(state, model.head(x), rules, candidates)
-        return state, decoding.select(state.origin)
+        return state, decoding.reorder(state.origin)
 
     return jax.lax.while_loop(unfinished, turn, (state, decoding.select(rows)))[0]
 
@@ -186,15 +193,16 @@ def _extend(state: State, logits: jax.Array, rules: Rules, candidates: int) -> S
     log_p = process(log_p, rules.sampling, state.running, end_tokens=rules.end_tokens, limit=rules.limit)
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.running.lengths[:: G * k])
     log_p = log_p.reshape(B, G, k, -1)
-    groups, taken = [], jnp.zeros((B, log_p.shape[-1]))
-    for g in range(G):
-        penalised = log_p[:, g] - rules.diversity_penalty * taken[:, None] if g else log_p[:, g]
-        group = _extend_group(state, penalised, g, jax.vmap(lambda key, g=g: jax.random.fold_in(key, g))(keys),
-                              rules, candidates)  # fmt: skip
-        groups.append(group)
-        taken = taken.at[jnp.arange(B)[:, None], group["token"]].add(1.0)
-    merged = {name: jnp.stack([group[name] for group in groups], axis=1) for name in groups[0]}
 
+    def extend_group(taken: jax.Array, g: jax.Array) -> tuple[jax.Array, dict]:
+        penalised = log_p[:, g] - rules.diversity_penalty * taken[:, None]
+        group_keys = jax.vmap(lambda key: jax.random.fold_in(key, g))(keys)
+        group = _extend_group(state, penalised, g, group_keys, rules, candidates)
+        counts = (group["scores"] > NOTHING) & ~state.done[:, g, None]
+        return taken.at[jnp.arange(B)[:, None], group["token"]].add(counts.astype(jnp.float32)), group
+
+    groups = jax.lax.scan(extend_group, jnp.zeros((B, log_p.shape[-1])), jnp.arange(G))[1]
+    merged = {name: jnp.moveaxis(of_groups, 0, 1) for name, of_groups in groups.items()}  # [B, G, k, ...]
     origin = (jnp.arange(B)[:, None, None] * G + jnp.arange(G)[:, None]) * k + merged.pop("beam")
     origin, token = origin.reshape(-1), merged.pop("token").reshape(-1)
     history = jax.tree.map(lambda x: x[origin], state.running)
@@ -210,23 +218,25 @@ def _extend(state: State, logits: jax.Array, rules: Rules, candidates: int) -> S
     return dataclasses.replace(state, done=state.done | ~_can_improve(state, rules))
 
 
-def _extend_group(state: State, log_p: jax.Array, g: int, keys: jax.Array, rules: Rules, candidates: int) -> dict:
+def _extend_group(
+    state: State, log_p: jax.Array, g: jax.Array, keys: jax.Array, rules: Rules, candidates: int
+) -> dict[str, jax.Array]:
     """One group of each prompt: log-probabilities [B, k, V] of the next token -> the new fields [B, k, ...]."""
     B, k, V = log_p.shape
-    if_drawn = lambda: warp(log_p.reshape(B * k, V), rules.sampling, at_least=candidates // k).reshape(B, k, V)
+    if_drawn = lambda: warp(log_p.reshape(B * k, V), rules.sampling, at_least=candidates).reshape(B, k, V)
     drawn = jnp.asarray(rules.sampling.temperature) > 0
     total = jax.lax.cond(drawn, if_drawn, lambda: log_p) + state.scores[:, g, :, None]
     total = jnp.maximum(total, LOWEST).reshape(B, -1)
     # The largest after Gumbel noise are a draw without replacement (Kool et al., 2019).
     noisy = lambda: total + jax.vmap(lambda key: jax.random.gumbel(key, (k * V,)))(keys)
-    best = jax.lax.top_k(jax.lax.cond(drawn, noisy, lambda: total), candidates)[1]  # [B, candidates]
+    best = jax.lax.top_k(jax.lax.cond(drawn, noisy, lambda: total), candidates * k)[1]  # [B, c k]
     score, beam, token = jnp.take_along_axis(total, best, axis=1), best // V, best % V
-    ends = (token[..., None] == rules.end_tokens).any(-1)
+    ends, length = (token[..., None] == rules.end_tokens).any(-1), state.count + 1
 
-    scores, going = jax.lax.top_k(score + ends * NOTHING, k)
+    scores, going = jax.lax.top_k(jnp.where(ends, LOWEST, score), k)
     take = lambda values, rows: jnp.take_along_axis(values, rows, axis=1)
-    full = (state.ended_scores[:, g] > NOTHING).all(1, keepdims=True) & (rules.early_stopping == EARLY[True])
-    ended_score = score / (state.count + 1.0) ** rules.length_penalty + (~ends | full) * NOTHING
+    has_ended = ends & (score > NOTHING)
+    ended_score = jnp.where(has_ended, score / length.astype(jnp.float32) ** rules.length_penalty, LOWEST)
     ended_scores, best = jax.lax.top_k(jnp.concatenate([state.ended_scores[:, g], ended_score], 1), k)
 
     # New tokens of the candidates: those of their beam, then their own.
@@ -240,7 +250,7 @@ def _extend_group(state: State, log_p: jax.Array, g: int, keys: jax.Array, rules
         "beam": take(beam, going),
         "token": take(token, going),
         "ended": take(jnp.concatenate([state.ended[:, g], texts], 1), best[..., None]),
-        "lengths": take(jnp.concatenate([state.lengths[:, g], jnp.full_like(token, state.count + 1)], 1), best),
+        "lengths": take(jnp.concatenate([state.lengths[:, g], jnp.where(has_ended, length, 0)], 1), best),
         "ended_scores": ended_scores,
     }
 
@@ -249,28 +259,32 @@ def _can_improve(state: State, rules: Rules) -> jax.Array:
     """bool [B, G]: whether a group may still find something better than the worst that it has."""
     farthest = (rules.early_stopping == EARLY["never"]) & (rules.length_penalty > 0)
     length = jnp.where(farthest, rules.limit, state.count).astype(jnp.float32)
-    best_running = state.scores[:, :, 0] / length**rules.length_penalty
-    worst, full = state.ended_scores.min(-1), (state.ended_scores > NOTHING).all(-1)
-    return jnp.where(full, (best_running > worst) & (rules.early_stopping != EARLY[True]), True)
+    running, worst = state.scores[:, :, 0], state.ended_scores[:, :, -1]
+    better = (running / length**rules.length_penalty > worst) & (rules.early_stopping != EARLY[True])
+    return (running > NOTHING) & (better | (state.lengths == 0).any(-1))
 
 
 def _best(state: State, length_penalty: float, wanted: int) -> list[list[Beam]]:
     found = []
-    count, K = int(state.count), state.scores[0].size
-    for b in range(len(state.done)):
+    B, G, k = state.scores.shape
+    count, starts = int(state.count), state.running.prompt_lengths
+    for b in range(B):
         ended = [
-            Beam(state.ended[b, g, i, : state.lengths[b, g, i]], float(score), True)
-            for (g, i), score in np.ndenumerate(state.ended_scores[b]) if score > NOTHING
+            Beam(state.ended[b, g, i, :length], float(state.ended_scores[b, g, i]), True)
+            for (g, i), length in np.ndenumerate(state.lengths[b]) if length
         ]  # fmt: skip
-        starts, rows = state.running.prompt_lengths, range(b * K, (b + 1) * K)
-        running = [
-            Beam(
-                state.running.tokens[row, starts[row] : starts[row] + count],
-                float(score) / count**length_penalty,
-                False,
-            )
-            for row, score in zip(rows, state.scores[b].reshape(-1))
-        ]
+        running = []
+        for (g, i), score in np.ndenumerate(state.scores[b]):
+            if score > NOTHING and not state.done[b, g]:
+                row = (b * G + g) * k + i
+                tokens = state.running.tokens[row, starts[row] : starts[row] + count]
+                running.append(Beam(tokens, float(score) / count**length_penalty, False))
         by_score = lambda beam: -beam.score
         found.append([*sorted(ended, key=by_score), *sorted(running, key=by_score)][:wanted])
+    fewest = min(map(len, found))
+    if fewest < wanted:
+        raise InputError(
+            f"num_return_sequences is {wanted}; the controls and max_new_tokens leave only {fewest} possible: ask for "
+            "fewer, or loosen the controls"
+        )
     return found

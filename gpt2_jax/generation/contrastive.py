@@ -30,7 +30,7 @@ class State:
     ended: jax.Array  # bool [B]: the last token is an end token
     last: jax.Array  # [B, C]: the state of each row's last token
     states: jax.Array  # float32 [B, S, C]: the states of all its tokens, of length 1; 0 where there is none
-    decoding: Decoding
+    decoding: Decoding  # of B * k rows, each row's candidates beside each other
 
 
 def search(
@@ -87,7 +87,6 @@ def _search(
     there = jnp.arange(slots) < prompts.lengths[:, None]
     states = jnp.zeros((B, S, x.shape[-1])).at[:, :slots].set(jnp.where(there[..., None], _unit(x), 0.0))
     rows = jnp.arange(B)
-    several = jnp.repeat(rows, top_k)  # each row's candidates beside each other
 
     def unfinished(state: State) -> jax.Array:
         return (state.count < limit) & ~state.ended.all()
@@ -95,7 +94,7 @@ def _search(
     def turn(state: State) -> State:
         logits = process(model.head(state.last), sampling, state.history, end_tokens=end_tokens, limit=limit)
         probability, token = jax.lax.top_k(jax.nn.softmax(logits), top_k)  # [B, k]
-        x, decoding = step(model, token.reshape(-1), state.decoding.select(several))
+        x, decoding = step(model, token.reshape(-1), state.decoding)
         unit = _unit(x).reshape(B, top_k, -1)
         likeness = jnp.einsum("bkc,bsc->bks", unit, state.states)
         written = jnp.arange(S) < state.history.lengths[:, None]
@@ -114,7 +113,7 @@ def _search(
             ended=state.ended | (chosen[:, None] == end_tokens).any(1),
             last=x[rows * top_k + best],
             states=state.states.at[rows, place].set(unit[rows, best], mode="drop"),
-            decoding=decoding.select(rows * top_k + best),
+            decoding=decoding.reorder(jnp.repeat(rows * top_k + best, top_k)),
         )
 
     state = State(
@@ -123,7 +122,7 @@ def _search(
         ended=jnp.zeros(B, bool),
         last=last_state(x, prompts.lengths),
         states=states,
-        decoding=decoding,
+        decoding=decoding.select(jnp.repeat(rows, top_k)),
     )
     return jax.lax.while_loop(unfinished, turn, state).history
 

@@ -24,9 +24,17 @@ class Decoding:
     prompt_slots: int = dataclasses.field(metadata={"static": True})  # P
 
     def select(self, rows: jax.Array) -> "Decoding":
-        """The memory of `rows` (int [B'], repeats allowed), as a beam search moves its beams."""
+        """The memory of `rows` (int [B'], repeats allowed)."""
         cache = tuple(layer.select(rows, len(self.lengths)) for layer in self.cache)
         return dataclasses.replace(self, lengths=self.lengths[rows], cache=cache)
+
+    def reorder(self, rows: jax.Array) -> "Decoding":
+        """`select` of rows (int [B]) with the same prompt as the ones they replace, as a beam search moves its beams.
+
+        Only the new tokens move: with a long prompt, moving all takes as long as the step itself.
+        """
+        cache = tuple(layer.reorder(rows, self.prompt_slots) for layer in self.cache)
+        return dataclasses.replace(self, cache=cache)
 
 
 def prefill(model: GPT2, prompts: jax.Array, lengths: jax.Array, capacity: int) -> tuple[jax.Array, Decoding]:

@@ -24,7 +24,7 @@ def run(model, prompts=PROMPTS, n=5, temperature=0.0, seeds=None, end=(END,), **
     settings = {k: options.pop(k) for k in ("min_new_tokens", "top_k", "repetition_penalty") if k in options}
     return beam.search(
         model, prompts, max_new_tokens=n, sampling=Sampling(temperature=temperature, **settings),
-        end_tokens=np.array([*end, -1]), seeds=seeds or [0] * len(prompts), **options,
+        end_tokens=np.array([*end, -1, -1, -1, -1][:4]), seeds=seeds or [0] * len(prompts), **options,
     )  # fmt: skip
 
 
@@ -38,51 +38,78 @@ def log_probability(model, prompt, new):
     return float(sum(log_p[len(prompt) + i - 1, token] for i, token in enumerate(new)))
 
 
-def reference(model, prompt, n, K, length_penalty, early_stopping):
+def reference(model, prompt, n, K, length_penalty=1.0, early_stopping=False, groups=1, diversity_penalty=0.0):
     """Beam search as FlaxGPT2 defines it, with lists and floats: (score, tokens) of what ended and of what runs."""
-    running, ended = [(0.0, [])], []
+    k = K // groups
+    running, ended, done = [[(0.0, [])] for _ in range(groups)], [[] for _ in range(groups)], [False] * groups
     for count in range(1, n + 1):
-        every = []
-        for score, new in running:
-            text = [*prompt, *new]
-            log_p = np.asarray(forward(model, np.array([text + [0] * (32 - len(text))])))[0, len(text) - 1]
-            every += [(score + float(log_p[token]), [*new, token]) for token in range(V)]
-        every = sorted(every, key=lambda c: -c[0])[: 2 * K]
-        if not (early_stopping is True and len(ended) == K):
-            ended += [(score / count**length_penalty, new) for score, new in every if new[-1] == END]
-        ended = sorted(ended, key=lambda c: -c[0])[:K]
-        running = [c for c in every if c[1][-1] != END][:K]
-        farthest = n if early_stopping == "never" and length_penalty > 0 else count
-        if len(ended) == K and (early_stopping is True or running[0][0] / farthest**length_penalty <= ended[-1][0]):
+        taken = []
+        for g in range(groups):
+            if done[g]:
+                continue
+            every = []
+            for score, new in running[g]:
+                text = [*prompt, *new]
+                log_p = np.asarray(forward(model, np.array([text + [0] * (32 - len(text))])))[0, len(text) - 1]
+                worth = [float(log_p[token]) - diversity_penalty * taken.count(token) for token in range(V)]
+                every += [(score + worth[token], [*new, token]) for token in range(V)]
+            every = sorted(every, key=lambda c: -c[0])[: 2 * k]
+            ended[g] += [(score / count**length_penalty, new) for score, new in every if new[-1] == END]
+            ended[g] = sorted(ended[g], key=lambda c: -c[0])[:k]
+            running[g] = [c for c in every if c[1][-1] != END][:k]
+            taken += [new[-1] for _, new in running[g]]
+            farthest = n if early_stopping == "never" and length_penalty > 0 else count
+            done[g] = len(ended[g]) == k and (
+                early_stopping is True or running[g][0][0] / farthest**length_penalty <= ended[g][-1][0]
+            )
+        if all(done):
             break
-    return ended, running
+    running = [(score / n**length_penalty, new) for g in range(groups) if not done[g] for score, new in running[g]]
+    return sorted(itertools.chain(*ended), key=lambda c: -c[0]), sorted(running, key=lambda c: -c[0])
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
-@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.5])
+@pytest.mark.parametrize("length_penalty", [-4.0, 0.0, 1.0, 2.5])
 def test_it_finds_what_a_plain_reference_finds(model, early_stopping, length_penalty):
     options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
-    found = run(model, n=6, num_beams=3, num_return_sequences=3, **options)
+    found = run(model, n=6, num_beams=4, num_return_sequences=4, **options)
     for prompt, beams in zip(PROMPTS, found):
-        ended, running = reference(model, prompt, 6, 3, length_penalty, early_stopping)
-        expected = [*ended, *((score / len(new) ** length_penalty, new) for score, new in running)][:3]
-        assert texts(beams) == [new for _, new in expected]
-        np.testing.assert_allclose([b.score for b in beams], [score for score, _ in expected], rtol=1e-4)
-        assert [b.finished for b in beams] == [True] * min(3, len(ended)) + [False] * (3 - len(ended))
+        check(beams, *reference(model, prompt, 6, 4, **options))
 
 
-def test_enough_beams_find_the_best_text_of_all(model):
-    best = max(itertools.product(range(V), repeat=2), key=lambda new: log_probability(model, PROMPTS[0], new))
-    beams = run(model, PROMPTS[:1], n=2, num_beams=4, end=())[0]
-    assert tuple(beams[0].tokens) == best
-    np.testing.assert_allclose(beams[0].score, log_probability(model, PROMPTS[0], best) / 2, rtol=1e-4)
+@pytest.mark.parametrize("diversity_penalty", [1e-6, 0.7, 100.0])
+def test_groups_find_what_a_plain_reference_finds(model, diversity_penalty):
+    options = {"diversity_penalty": diversity_penalty, "early_stopping": True}
+    found = run(model, n=6, num_beams=4, num_beam_groups=2, num_return_sequences=4, **options)
+    for prompt, beams in zip(PROMPTS, found):
+        check(beams, *reference(model, prompt, 6, 4, groups=2, **options))
+
+
+def check(beams, ended, running):
+    expected = [*ended, *running][: len(beams)]
+    assert texts(beams) == [new for _, new in expected]
+    np.testing.assert_allclose([b.score for b in beams], [score for score, _ in expected], rtol=1e-4)
+    assert [b.finished for b in beams] == [i < len(ended) for i in range(len(beams))]
+
+
+def test_as_many_beams_as_texts_find_them_all(model):
+    others = [token for token in range(V) if token != END]
+    ended = [[END], *([token, END] for token in others)]
+    best_first = lambda new: -log_probability(model, PROMPTS[0], new) / len(new)
+    every = [*sorted(ended, key=best_first), *sorted(map(list, itertools.product(others, repeat=2)), key=best_first)]
+    beams = run(model, PROMPTS[:1], n=2, num_beams=V**2, num_return_sequences=len(every))[0]
+    assert texts(beams) == every
+    np.testing.assert_allclose([b.score for b in beams], [-best_first(new) for new in every], rtol=1e-4)
+    with pytest.raises(InputError, match="num_return_sequences is 74; the controls and max_new_tokens leave only 73"):
+        run(model, PROMPTS[:1], n=2, num_beams=V**2, num_return_sequences=74)
 
 
 def test_each_prompt_gives_what_it_gives_alone(model):
-    for options in ({}, {"temperature": 1.0}, {"num_beam_groups": 2, "diversity_penalty": 0.5}):
+    groups = {"num_beam_groups": 2, "diversity_penalty": 0.5, "temperature": 1.0}
+    for options, rows in (({}, PROMPTS), ({"temperature": 1.0}, PROMPTS), (groups, PROMPTS[:1])):
         options |= {"num_beams": 4, "num_return_sequences": 4, "seeds": [4, 5, 6]}
         together = run(model, **options)
-        for i, prompt in enumerate(PROMPTS):
+        for i, prompt in enumerate(rows):
             alone = run(model, [prompt], **options | {"seeds": [options["seeds"][i]]})
             assert texts(together[i]) == texts(alone[0])
 
@@ -95,57 +122,74 @@ def test_one_beam_is_greedy(model):
         assert found.tokens.tolist() == text[len(prompt) :]
 
 
-def test_groups_differ_from_each_other(model):
-    alike = run(model, n=3, num_beams=4, num_beam_groups=4, diversity_penalty=1e-6, num_return_sequences=4, end=())
-    diverse = run(model, n=3, num_beams=4, num_beam_groups=4, diversity_penalty=100.0, num_return_sequences=4, end=())
-    for same, different in zip(alike, diverse):
-        assert len({tuple(text) for text in texts(same)}) == 1  # four greedy searches
-        for place in range(3):
-            assert len({text[place] for text in texts(different)}) == 4
-
-
 def test_candidates_are_drawn_without_replacement_and_the_best_go_on(model):
     draws = run(model, [PROMPTS[0]] * 600, n=1, temperature=1.0, num_beams=1, end=(), seeds=range(600))
     p = np.exp(np.asarray(forward(model, np.array([PROMPTS[0] + [0] * 30])))[0, 1])
     pairs = p[:, None] * p / (1 - p[:, None])  # i, then j
     kept = np.where(p[:, None] > p, pairs + pairs.T, 0.0).sum(1)
-    np.testing.assert_allclose(np.bincount([d[0].tokens[0] for d in draws], minlength=V) / 600, kept, atol=0.03)
-    again = run(model, temperature=1.0, num_beams=3, seeds=[1, 1, 2])
-    assert [texts(b) for b in again] == [texts(b) for b in run(model, temperature=1.0, num_beams=3, seeds=[1, 1, 2])]
-    assert any(texts(a) != texts(b) for a, b in zip(again, run(model, temperature=1.0, num_beams=3, seeds=[7, 8, 9])))
+    np.testing.assert_allclose(np.bincount([d[0].tokens[0] for d in draws], minlength=V) / 600, kept, atol=0.05)
+    again = run(model, temperature=1.0, num_beams=4, seeds=[1, 1, 2])
+    assert [texts(b) for b in again] == [texts(b) for b in run(model, temperature=1.0, num_beams=4, seeds=[1, 1, 2])]
+    assert any(texts(a) != texts(b) for a, b in zip(again, run(model, temperature=1.0, num_beams=4, seeds=[7, 8, 9])))
+
+
+def test_beams_without_a_text_neither_end_nor_come_back(model):
+    # Two tokens are left each step: at first, two of the four beams have no text.
+    settings = {"temperature": 1.0, "top_k": 1, "num_beams": 4, "num_return_sequences": 4, "early_stopping": True}
+    for beams in run(model, n=4, seeds=[1, 2, 3], **settings):
+        assert len({tuple(text) for text in texts(beams)}) == 4
+        assert all(-50 < b.score < 0 for b in beams)
+    with pytest.raises(InputError, match=r"num_return_sequences is 4; .* leave only 2 possible: ask for fewer"):
+        run(model, n=1, seeds=[1, 2, 3], **settings)
 
 
 def test_controls_are_obeyed_by_beams(model):
-    for beams in run(model, n=6, num_beams=3, num_return_sequences=3, min_new_tokens=4):
+    for beams in run(model, n=6, num_beams=4, num_return_sequences=4, min_new_tokens=4):
         assert all(END not in text[:4] for text in texts(beams))
 
 
 def test_several_end_tokens(model):
-    for beams in run(model, n=6, num_beams=3, num_return_sequences=3, end=(END, 5, 6)):
+    for beams in run(model, n=6, num_beams=4, num_return_sequences=4, end=(END, 5, 6)):
         for b in beams:
             *inside, last = b.tokens.tolist()
             assert not {END, 5, 6} & set(inside) and b.finished == (last in {END, 5, 6})
 
 
 def test_other_values_compile_nothing_anew(model):
-    run(model, num_beams=2)
+    run(model, num_beams=4)
     before = beam._search._cache_size()
-    run(model, n=9, num_beams=2, length_penalty=0.3, early_stopping="never", temperature=0.7, top_k=3)
-    run(model, [[1, 2, 3], [4] * 20, [5]], num_beams=2, early_stopping=True, repetition_penalty=1.3)
+    run(model, n=9, num_beams=4, length_penalty=0.3, early_stopping="never", temperature=0.7, top_k=3)
+    run(model, [[1, 2, 3], [4] * 20, [5]], num_beams=4, early_stopping=True, repetition_penalty=1.3, end=())
+    run(model, num_beams=4, num_return_sequences=4, end=[5])
     assert beam._search._cache_size() == before
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_beams": 0}, r"num_beams is 0; it must be from 1 to 4, half the vocabulary"),
-        ({"num_beams": 5}, r"num_beams is 5; it must be from 1 to 4"),
-        ({"num_beams": 2, "num_return_sequences": 3}, r"num_return_sequences is 3; it must be at most num_beams \(2\)"),
+        ({"num_beams": 0}, r"num_beams is 0; it must be at least 1"),
+        (
+            {"num_beams": 2, "num_return_sequences": 3},
+            r"num_return_sequences is 3; it must be from 1 to num_beams \(2\)",
+        ),
+        (
+            {"num_beams": 2, "num_return_sequences": 0},
+            r"num_return_sequences is 0; it must be from 1 to num_beams \(2\)",
+        ),
         ({"num_beams": 4, "num_beam_groups": 3}, r"num_beam_groups is 3; it must divide num_beams \(4\)"),
+        ({"num_beams": 4, "num_beam_groups": 0}, r"num_beam_groups is 0; it must divide num_beams \(4\)"),
         ({"num_beams": 4, "num_beam_groups": 2}, "diversity_penalty is 0.0 with num_beam_groups 2; several groups"),
         ({"num_beams": 4, "diversity_penalty": 1.0}, "diversity_penalty is 1.0 with num_beam_groups 1; several groups"),
+        ({"num_beams": 4, "diversity_penalty": -1.0}, "diversity_penalty is -1.0 with num_beam_groups 1"),
+        ({"num_beams": 4, "diversity_penalty": float("nan")}, "diversity_penalty is nan with num_beam_groups 1"),
+        (
+            {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": float("inf")},
+            r"diversity_penalty is inf with num_beam_groups 2; several groups need one above 0 \(up to 1e\+09\)",
+        ),
         ({"num_beams": 2, "early_stopping": "soon"}, "early_stopping is 'soon'; it must be True, False or 'never'"),
-        ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan; it must be a finite number"),
+        ({"num_beams": 2, "early_stopping": []}, r"early_stopping is \[\]; it must be True, False or 'never'"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, "length_penalty is nan; it must be from -8 to 8"),
+        ({"num_beams": 2, "length_penalty": 9.0}, "length_penalty is 9.0; it must be from -8 to 8"),
     ],
 )
 def test_numbers_that_do_not_fit(model, options, message):
