@@ -1,12 +1,15 @@
 """Beam search, beam sampling and diverse beam groups: K texts a prompt go on side by side, the best are kept.
 
-Token for token the search of FlaxGPT2 (`FlaxGenerationMixin._beam_search`, transformers 4.57): a text that ends among
-the candidates of its step is kept by its score whatever its rank, where PyTorch's asks for one of the first K ranks;
-and texts cut off by the limit come after all that have ended, where PyTorch's compares their scores.
-Three things are better defined: each prompt of a batch stops by itself, so that it gives what it gives alone; when
-fewer texts have ended than are asked for, the best of those still running follow; and a beam for which there is no
-text yet, as at the start, neither ends nor is returned. Diverse groups (Vijayakumar et al., 2018) search one after the
-other, each marked down for the tokens that those before it have just taken; a group whose search is over takes none.
+One group is token for token the search of FlaxGPT2 (`FlaxGenerationMixin._beam_search`, transformers 4.57): a text that
+ends among the candidates of its step is kept by its score whatever its rank, and texts cut off by the limit come after
+all that have ended. Diverse groups (Vijayakumar et al., 2018), which FlaxGPT2 has not, follow PyTorch's
+(`_group_beam_search`, transformers 4.50): texts that end must be among the first k candidates, and those cut off are
+compared with them by score; a text that has just ended counts, too, in whether to go on. Groups search one after the
+other, each marked down for the tokens that those before it have just taken.
+
+Three things are better defined: each prompt of a batch stops by itself, so that it gives what it gives alone; a group
+whose search is over takes no more tokens, where PyTorch's takes the padding; and a beam for which there is no text yet,
+as at the start, neither ends nor is returned, but the best texts still running are where too few have ended.
 
 Axes as in decoding.py; B prompts, G groups of k beams, K = G k beams a prompt, N room for new tokens.
 """
@@ -107,7 +110,8 @@ def search(
       num_return_sequences: texts a prompt, at most K.
 
     Returns:
-      For each prompt `num_return_sequences` beams: those that came to an end, then those still running.
+      For each prompt `num_return_sequences` beams: those that came to an end, then those still running; of several
+      groups, those of the highest score.
 
     Raises:
       InputError: numbers that do not fit each other, or more texts asked for than the controls leave possible.
@@ -204,7 +208,7 @@ def _extend(state: State, logits: jax.Array, rules: Rules, candidates: int) -> S
     groups = jax.lax.scan(extend_group, jnp.zeros((B, log_p.shape[-1])), jnp.arange(G))[1]
     merged = {name: jnp.moveaxis(of_groups, 0, 1) for name, of_groups in groups.items()}  # [B, G, k, ...]
     origin = (jnp.arange(B)[:, None, None] * G + jnp.arange(G)[:, None]) * k + merged.pop("beam")
-    origin, token = origin.reshape(-1), merged.pop("token").reshape(-1)
+    origin, token, hope = origin.reshape(-1), merged.pop("token").reshape(-1), merged.pop("hope")
     history = jax.tree.map(lambda x: x[origin], state.running)
     tokens = history.tokens.at[jnp.arange(len(token)), history.lengths].set(token, mode="drop")
     running = dataclasses.replace(history, tokens=tokens, lengths=history.lengths + 1)
@@ -215,7 +219,7 @@ def _extend(state: State, logits: jax.Array, rules: Rules, candidates: int) -> S
     state = dataclasses.replace(
         state, count=state.count + 1, running=running, origin=origin, scores=merged["scores"], **kept
     )
-    return dataclasses.replace(state, done=state.done | ~_can_improve(state, rules))
+    return dataclasses.replace(state, done=state.done | ~_can_improve(state, hope, rules))
 
 
 def _extend_group(
@@ -235,7 +239,9 @@ def _extend_group(
 
     scores, going = jax.lax.top_k(jnp.where(ends, LOWEST, score), k)
     take = lambda values, rows: jnp.take_along_axis(values, rows, axis=1)
-    has_ended = ends & (score > NOTHING)
+    has_ended, hope = ends & (score > NOTHING), scores[:, 0]
+    if state.scores.shape[1] > 1:
+        has_ended, hope = has_ended & (jnp.arange(candidates * k) < k), score[:, 0]
     ended_score = jnp.where(has_ended, score / length.astype(jnp.float32) ** rules.length_penalty, LOWEST)
     ended_scores, best = jax.lax.top_k(jnp.concatenate([state.ended_scores[:, g], ended_score], 1), k)
 
@@ -246,6 +252,7 @@ def _extend_group(
     texts = jnp.take_along_axis(state.running.tokens[rows], jnp.minimum(place, state.running.tokens.shape[1] - 1), -1)
     texts = jnp.where(jnp.arange(N) == state.count, token[..., None], texts)
     return {
+        "hope": hope,  # log-probability of the text that decides whether to go on
         "scores": scores,
         "beam": take(beam, going),
         "token": take(token, going),
@@ -255,32 +262,24 @@ def _extend_group(
     }
 
 
-def _can_improve(state: State, rules: Rules) -> jax.Array:
-    """bool [B, G]: whether a group may still find something better than the worst that it has."""
+def _can_improve(state: State, hope: jax.Array, rules: Rules) -> jax.Array:
+    """bool [B, G]: whether a group may still find something better than the worst that it has; by `hope` [B, G]."""
     farthest = (rules.early_stopping == EARLY["never"]) & (rules.length_penalty > 0)
     length = jnp.where(farthest, rules.limit, state.count).astype(jnp.float32)
-    running, worst = state.scores[:, :, 0], state.ended_scores[:, :, -1]
-    better = (running / length**rules.length_penalty > worst) & (rules.early_stopping != EARLY[True])
-    return (running > NOTHING) & (better | (state.lengths == 0).any(-1))
+    better = hope / length**rules.length_penalty > state.ended_scores[:, :, -1]
+    better &= rules.early_stopping != EARLY[True]
+    return (hope > NOTHING) & (better | (state.lengths == 0).any(-1))
 
 
 def _best(state: State, length_penalty: float, wanted: int) -> list[list[Beam]]:
-    found = []
     B, G, k = state.scores.shape
-    count, starts = int(state.count), state.running.prompt_lengths
+    by_score = lambda beam: -beam.score
+    ended_first = lambda beam: (not beam.finished, -beam.score)
+    order = by_score if G > 1 else ended_first
+    found = []
     for b in range(B):
-        ended = [
-            Beam(state.ended[b, g, i, :length], float(state.ended_scores[b, g, i]), True)
-            for (g, i), length in np.ndenumerate(state.lengths[b]) if length
-        ]  # fmt: skip
-        running = []
-        for (g, i), score in np.ndenumerate(state.scores[b]):
-            if score > NOTHING and not state.done[b, g]:
-                row = (b * G + g) * k + i
-                tokens = state.running.tokens[row, starts[row] : starts[row] + count]
-                running.append(Beam(tokens, float(score) / count**length_penalty, False))
-        by_score = lambda beam: -beam.score
-        found.append([*sorted(ended, key=by_score), *sorted(running, key=by_score)][:wanted])
+        beams = [beam for g in range(G) for beam in sorted(_texts(state, b, g, length_penalty), key=order)[:k]]
+        found.append(sorted(beams, key=order)[:wanted])
     fewest = min(map(len, found))
     if fewest < wanted:
         raise InputError(
@@ -288,3 +287,17 @@ def _best(state: State, length_penalty: float, wanted: int) -> list[list[Beam]]:
             "fewer, or loosen the controls"
         )
     return found
+
+
+def _texts(state: State, b: int, g: int, length_penalty: float) -> list[Beam]:
+    """What a group of a prompt has found, and what it would have gone on with."""
+    _, G, k = state.scores.shape
+    ended = zip(state.ended[b, g], state.lengths[b, g], state.ended_scores[b, g])
+    beams = [Beam(tokens[:length], float(score), True) for tokens, length, score in ended if length]
+    if not state.done[b, g]:
+        count, first = int(state.count), (b * G + g) * k
+        for row, score in enumerate(state.scores[b, g], start=first):
+            tokens = state.running.tokens[row, state.running.prompt_lengths[row] :][:count]
+            if score > NOTHING:
+                beams.append(Beam(tokens, float(score) / count**length_penalty, False))
+    return beams

@@ -39,7 +39,7 @@ def log_probability(model, prompt, new):
 
 
 def reference(model, prompt, n, K, length_penalty=1.0, early_stopping=False, groups=1, diversity_penalty=0.0):
-    """Beam search as FlaxGPT2 defines it, with lists and floats: (score, tokens) of what ended and of what runs."""
+    """Beam search as FlaxGPT2 defines it and groups as PyTorch, with lists and floats: (score, tokens, ended) each."""
     k = K // groups
     running, ended, done = [[(0.0, [])] for _ in range(groups)], [[] for _ in range(groups)], [False] * groups
     for count in range(1, n + 1):
@@ -54,18 +54,24 @@ def reference(model, prompt, n, K, length_penalty=1.0, early_stopping=False, gro
                 worth = [float(log_p[token]) - diversity_penalty * taken.count(token) for token in range(V)]
                 every += [(score + worth[token], [*new, token]) for token in range(V)]
             every = sorted(every, key=lambda c: -c[0])[: 2 * k]
-            ended[g] += [(score / count**length_penalty, new) for score, new in every if new[-1] == END]
+            may_end = every if groups == 1 else every[:k]
+            ended[g] += [(score / count**length_penalty, new) for score, new in may_end if new[-1] == END]
             ended[g] = sorted(ended[g], key=lambda c: -c[0])[:k]
             running[g] = [c for c in every if c[1][-1] != END][:k]
             taken += [new[-1] for _, new in running[g]]
+            hope = (running[g] if groups == 1 else every)[0][0]
             farthest = n if early_stopping == "never" and length_penalty > 0 else count
             done[g] = len(ended[g]) == k and (
-                early_stopping is True or running[g][0][0] / farthest**length_penalty <= ended[g][-1][0]
+                early_stopping is True or hope / farthest**length_penalty <= ended[g][-1][0]
             )
         if all(done):
             break
-    running = [(score / n**length_penalty, new) for g in range(groups) if not done[g] for score, new in running[g]]
-    return sorted(itertools.chain(*ended), key=lambda c: -c[0]), sorted(running, key=lambda c: -c[0])
+    found = []
+    order = (lambda c: (not c[2], -c[0])) if groups == 1 else (lambda c: -c[0])
+    for g in range(groups):
+        cut_off = [] if done[g] else [(score / n**length_penalty, new, False) for score, new in running[g]]
+        found += sorted([*((*c, True) for c in ended[g]), *cut_off], key=order)[:k]
+    return sorted(found, key=order)
 
 
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
@@ -74,22 +80,21 @@ def test_it_finds_what_a_plain_reference_finds(model, early_stopping, length_pen
     options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
     found = run(model, n=6, num_beams=4, num_return_sequences=4, **options)
     for prompt, beams in zip(PROMPTS, found):
-        check(beams, *reference(model, prompt, 6, 4, **options))
+        check(beams, reference(model, prompt, 6, 4, **options))
 
 
 @pytest.mark.parametrize("diversity_penalty", [1e-6, 0.7, 100.0])
 def test_groups_find_what_a_plain_reference_finds(model, diversity_penalty):
-    options = {"diversity_penalty": diversity_penalty, "early_stopping": True}
+    options = {"diversity_penalty": diversity_penalty, "early_stopping": diversity_penalty == 0.7}
     found = run(model, n=6, num_beams=4, num_beam_groups=2, num_return_sequences=4, **options)
     for prompt, beams in zip(PROMPTS, found):
-        check(beams, *reference(model, prompt, 6, 4, groups=2, **options))
+        check(beams, reference(model, prompt, 6, 4, groups=2, **options))
 
 
-def check(beams, ended, running):
-    expected = [*ended, *running][: len(beams)]
-    assert texts(beams) == [new for _, new in expected]
-    np.testing.assert_allclose([b.score for b in beams], [score for score, _ in expected], rtol=1e-4)
-    assert [b.finished for b in beams] == [i < len(ended) for i in range(len(beams))]
+def check(beams, expected):
+    assert texts(beams) == [new for _, new, _ in expected]
+    np.testing.assert_allclose([b.score for b in beams], [score for score, _, _ in expected], rtol=1e-4)
+    assert [b.finished for b in beams] == [ended for _, _, ended in expected]
 
 
 def test_as_many_beams_as_texts_find_them_all(model):
