@@ -99,7 +99,9 @@ def _search(
         likeness = jnp.einsum("bkc,bsc->bks", unit, state.states)
         written = jnp.arange(S) < state.history.lengths[:, None]
         likeness = jnp.where(written[:, None], likeness, -1.0).max(-1)
-        best = jnp.argmax((1 - alpha) * probability - alpha * likeness, axis=-1)  # [B]
+        worth = (1 - alpha) * probability - alpha * likeness
+        # Where bans leave fewer than k tokens, a banned one may be the least like the text.
+        best = jnp.argmax(jnp.where(probability > 0, worth, -jnp.inf), axis=-1)  # [B]
         chosen, running = token[rows, best], ~state.ended
         place = jnp.where(running, state.history.lengths, S)  # past the end: dropped
         history = dataclasses.replace(

@@ -55,6 +55,7 @@ def test_it_stops_at_an_end_token_and_obeys_controls(model):
     stopped = run(model, n=8, end=[end])
     assert stopped[0] == free[0][: free[0].index(end) + 1]
     assert end not in run(model, n=8, end=[end], min_new_tokens=8)[0][:7]
+    assert [row[0] for row in run(model, n=8, alpha=1.0, forced_bos_token_id=5)] == [5, 5, 5]
 
 
 def test_other_values_compile_nothing_anew(model):
