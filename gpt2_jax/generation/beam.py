@@ -183,9 +183,9 @@ def _search(
 
     def turn(carry: tuple[State, Decoding]) -> tuple[State, Decoding]:
         state, decoding = carry
-        x, decoding = step(model, state.running.last(1), decoding)
-        state = _extend(state, model.head(x), rules, candidates)
-        return state, decoding.reorder(state.origin)
+        # Moved before the step writes into it: afterwards, XLA on CPU would copy the whole cache.
+        x, decoding = step(model, state.running.last(1), decoding.reorder(state.origin))
+        return _extend(state, model.head(x), rules, candidates), decoding
 
     return jax.lax.while_loop(unfinished, turn, (state, decoding.select(rows)))[0]
 

@@ -31,6 +31,7 @@ class State:
     last: jax.Array  # [B, C]: the state of each row's last token
     states: jax.Array  # float32 [B, S, C]: the states of all its tokens, of length 1; 0 where there is none
     decoding: Decoding  # of B * k rows, each row's candidates beside each other
+    origin: jax.Array  # int32 [B * k]: the rows of the memory that the candidates go on from
 
 
 def search(
@@ -94,7 +95,7 @@ def _search(
     def turn(state: State) -> State:
         logits = process(model.head(state.last), sampling, state.history, end_tokens=end_tokens, limit=limit)
         probability, token = jax.lax.top_k(jax.nn.softmax(logits), top_k)  # [B, k]
-        x, decoding = step(model, token.reshape(-1), state.decoding)
+        x, decoding = step(model, token.reshape(-1), state.decoding.reorder(state.origin))
         unit = _unit(x).reshape(B, top_k, -1)
         likeness = jnp.einsum("bkc,bsc->bks", unit, state.states)
         written = jnp.arange(S) < state.history.lengths[:, None]
@@ -115,7 +116,8 @@ def _search(
             ended=state.ended | (chosen[:, None] == end_tokens).any(1),
             last=x[rows * top_k + best],
             states=state.states.at[rows, place].set(unit[rows, best], mode="drop"),
-            decoding=decoding.reorder(jnp.repeat(rows * top_k + best, top_k)),
+            decoding=decoding,
+            origin=jnp.repeat(rows * top_k + best, top_k),
         )
 
     state = State(
@@ -125,6 +127,7 @@ def _search(
         last=last_state(x, prompts.lengths),
         states=states,
         decoding=decoding.select(jnp.repeat(rows, top_k)),
+        origin=jnp.arange(B * top_k),
     )
     return jax.lax.while_loop(unfinished, turn, state).history
 

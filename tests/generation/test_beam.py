@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from gpt2_jax import InputError
 from gpt2_jax.generation import beam
+from gpt2_jax.generation.sampler import start_state
 from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2, GPT2Config, unstack
 
@@ -167,6 +169,18 @@ def test_other_values_compile_nothing_anew(model):
     run(model, [[1, 2, 3], [4] * 20, [5]], num_beams=4, early_stopping=True, repetition_penalty=1.3, end=())
     run(model, num_beams=4, num_return_sequences=4, end=[5])
     assert beam._search._cache_size() == before
+
+
+def test_moving_beams_copies_no_cache(model):
+    start = start_state([[1] * 9], [(0, 0)], 5)
+    ends = np.full(4, -1, np.int32)
+    rules = beam.Rules(Sampling(temperature=0), ends, np.int32(5), np.float32(1), np.float32(0), np.int32(0))
+    lowered = beam._search.lower(
+        model, start.history, start.keys, rules, slots=16, capacity=16, num_beams=4, groups=1, candidates=2
+    )
+    program = lowered.compile({"xla_backend_optimization_level": 3}).as_text()  # turned off by the tests' environment
+    assert "f32[8,32,8]" in program  # 4 beams of 2 heads, 32 slots
+    assert not re.findall(r"= f32\[8,32,8\]\S* copy\(", program)
 
 
 @pytest.mark.parametrize(

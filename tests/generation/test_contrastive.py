@@ -1,9 +1,12 @@
+import re
+
 import jax
 import numpy as np
 import pytest
 
 from gpt2_jax import InputError
 from gpt2_jax.generation import contrastive
+from gpt2_jax.generation.sampler import start_state
 from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import unstack
 
@@ -63,6 +66,17 @@ def test_other_values_compile_nothing_anew(model):
     before = contrastive._search._cache_size()
     run(model, [[3], [4] * 20, [9, 9]], n=9, alpha=0.1, repetition_penalty=1.5)
     assert contrastive._search._cache_size() == before
+
+
+def test_moving_candidates_copies_no_cache(model):
+    start, ends = start_state([[1] * 9], [(0, 0)], 5), np.full(4, -1, np.int32)
+    lowered = contrastive._search.lower(
+        model, start.history, Sampling(temperature=0), ends, np.int32(5), np.float32(0.6),
+        slots=16, capacity=16, top_k=4,
+    )  # fmt: skip
+    program = lowered.compile({"xla_backend_optimization_level": 3}).as_text()  # turned off by the tests' environment
+    assert "f32[16,32,8]" in program  # 4 candidates of 4 heads, 32 slots
+    assert not re.findall(r"= f32\[16,32,8\]\S* copy\(", program)
 
 
 @pytest.mark.parametrize(
