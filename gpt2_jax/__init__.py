@@ -10,6 +10,7 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import Generation, LanguageModel
 from gpt2_jax.model import GPT2, GPT2Config, preset
 from gpt2_jax.pretrained import load, save
+from gpt2_jax.resizing import resize
 from gpt2_jax.tokenizer import Tokenizer
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "default_config",
     "load",
     "preset",
+    "resize",
     "save",
 ]

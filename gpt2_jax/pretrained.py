@@ -13,6 +13,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, GPT2Config
+from gpt2_jax.resizing import resize
 from gpt2_jax.tensor_files import writing
 from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -62,7 +63,7 @@ def load(
             raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
         lm = _load_files(folder if folder.exists() else _fetch(str(path), revision), tokenizer, dtype)
     if n_positions is not None:
-        lm = LanguageModel(weights.resize(lm.model, n_positions=n_positions), lm.tokenizer)
+        lm = LanguageModel(resize(lm.model, n_positions=n_positions), lm.tokenizer)
     return lm
 
 
@@ -98,7 +99,7 @@ def _load_files(path: Path, other_tokenizer: Source | None, dtype: str | None) -
     if len(own_tokenizer) > config.vocab_size:
         raise InputError(
             f"the tokenizer has {len(own_tokenizer)} entries and the model {config.vocab_size}; give the model's own "
-            "tokenizer, or resize the model (gpt2_jax.weights.resize)"
+            "tokenizer, or resize the model (gpt2_jax.resize)"
         )
     return LanguageModel(weights.load(files, config), own_tokenizer)
 

@@ -1,15 +1,5 @@
-"""GPT-2's parameters in files: FlaxGPT2's `flax_model.msgpack` and `model.safetensors` <-> GPT2.
+"""GPT-2's parameters in files: FlaxGPT2's `flax_model.msgpack` and `model.safetensors` <-> GPT2."""
 
-| source | names | matrices |
-| --- | --- | --- |
-| GPT2 here, stacked | h.attn.c_attn.kernel | (layers, in, out), c_attn (layers, in, 3, out) |
-| GPT2 here, layers apart | h.0.attn.c_attn.weight | (out, in), c_attn (3, out, in) |
-| safetensors | transformer.h.0.attn.c_attn.weight, or without "transformer." | (in, out) |
-| msgpack | transformer/h/0/attn/c_attn/kernel | (out, in) |
-"""
-
-import dataclasses
-import functools
 import json
 import math
 import re
@@ -18,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.model import GPT2, GPT2Config, parameter_name, unstack
+from gpt2_jax.model import GPT2, GPT2Config, model_of_shapes, parameter_name, unstack
 from gpt2_jax.tensor_files import TYPES, Tensor, read_msgpack, read_safetensors, write_msgpack, write_safetensors
+from gpt2_jax.weight_layout import file_shapes, name_in_file, plain_name, to_file, to_model
 
 Format = Literal["safetensors", "flax"]
 FILES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
@@ -106,7 +95,7 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
         for name, tensor in entries.items():
-            if (name := _plain_name(name)) in found:
+            if (name := plain_name(name)) in found:
                 raise InputError(f"{file} has a second {name}; each parameter must be there once")
             found[name] = tensor
     found = {name: tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
@@ -114,7 +103,7 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
     _check(found, config, files[0], flax_order)
 
     def read(name: str) -> np.ndarray:
-        return _to_model(name, found[name].read(), config, flax_order)
+        return to_model(name, found[name].read(), config, flax_order)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.Array:
         name = parameter_name(path)
@@ -126,7 +115,7 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
             parts = [read(name)]
         return _place(parts, shape.shape, sharding)
 
-    shapes = _shapes(config, stacked)
+    shapes = model_of_shapes(config, stacked=stacked)
     if shardings is None or isinstance(shardings, jax.sharding.Sharding):
         one = shardings or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: one, shapes)
@@ -175,13 +164,13 @@ def save(model: GPT2, folder: Path, format: Format) -> Path:
         transposed = name.endswith(".weight")
         leaves[name.removesuffix("weight") + "kernel" if transposed else name] = (leaf, transposed)
     flax_order = format == "flax"
-    names = {_name_in_file(name, flax_order): name for name in leaves}
+    names = {name_in_file(name, flax_order): name for name in leaves}
     shapes = file_shapes(config, flax_order)
 
     def read(name: str) -> np.ndarray:
         leaf, transposed = leaves[names[name]]
         array = np.moveaxis(np.asarray(leaf), -1, 0) if transposed else np.asarray(leaf)
-        return _to_file(names[name], array, config, flax_order)
+        return to_file(names[name], array, config, flax_order)
 
     file = folder / FILES[format]
     if flax_order:
@@ -189,75 +178,6 @@ def save(model: GPT2, folder: Path, format: Format) -> Path:
     else:
         write_safetensors(file, {name: shapes[own] for name, own in names.items()}, read)
     return file
-
-
-def file_shapes(config: GPT2Config, flax_order: bool) -> dict[str, tuple[int, ...]]:
-    """The shape in a file of every parameter, by the name here, layers apart."""
-    C, inner, shapes = config.n_embd, config.n_inner or 4 * config.n_embd, {}
-    norm, matrix = lambda: {"scale": (C,), "bias": (C,)}, lambda i, o: {"kernel": (i, o), "bias": (o,)}
-    block = {
-        "ln_1": norm(), "attn.c_attn": matrix(C, 3 * C), "attn.c_proj": matrix(C, C),
-        "ln_2": norm(), "mlp.c_fc": matrix(C, inner), "mlp.c_proj": matrix(inner, C),
-    }  # fmt: skip
-    modules = {
-        "wte": {"embedding": (config.vocab_size, C)},
-        "wpe": {"embedding": (config.n_positions, C)},
-        **{f"h.{i}.{name}": parts for i in range(config.n_layer) for name, parts in block.items()},
-        "ln_f": norm(),
-    }
-    if not config.tie_word_embeddings:
-        modules["lm_head"] = {"embedding": (config.vocab_size, C)}
-    for module, parts in modules.items():
-        for part, shape in parts.items():
-            name = f"{module}.{part}"
-            shapes[name] = shape[::-1] if _is_transposed(name, flax_order) else shape
-    return shapes
-
-
-def _is_transposed(name: str, flax_order: bool) -> bool:
-    return flax_order and name.endswith((".kernel", "lm_head.embedding"))
-
-
-def _plain_name(name: str) -> str:
-    """The name here of an entry in a file."""
-    name = name.replace("/", ".").removeprefix("transformer.")
-    if name == "lm_head.kernel":
-        return "lm_head.embedding"
-    if name.endswith(".weight"):
-        module = name.removesuffix(".weight")
-        last = module.rpartition(".")[2]
-        part = "embedding" if last in ("wte", "wpe", "lm_head") else "scale" if last.startswith("ln_") else "kernel"
-        return f"{module}.{part}"
-    return name
-
-
-def _name_in_file(name: str, flax_order: bool) -> str:
-    if flax_order:
-        return "lm_head/kernel" if name == "lm_head.embedding" else "transformer/" + name.replace(".", "/")
-    module, _, part = name.rpartition(".")
-    name = f"{module}.{'bias' if part == 'bias' else 'weight'}"
-    return name if module == "lm_head" else f"transformer.{name}"
-
-
-def _to_model(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool) -> np.ndarray:
-    if _is_transposed(name, flax_order):
-        array = array.T
-    if ".c_attn." in name:
-        return array.reshape(*array.shape[:-1], 3, config.n_embd)
-    if name == "wpe.embedding":
-        return array[: config.n_positions]
-    if name.endswith(".embedding"):
-        rows = config.padded_vocab_size - len(array)
-        return np.pad(array, ((0, rows), (0, 0))) if rows else array
-    return array
-
-
-def _to_file(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool) -> np.ndarray:
-    if ".c_attn." in name:
-        array = array.reshape(*array.shape[:-2], -1)
-    if name in ("wte.embedding", "lm_head.embedding"):
-        array = array[: config.vocab_size]
-    return array.T if _is_transposed(name, flax_order) else array
 
 
 def _check(found: dict[str, Tensor], config: GPT2Config, file: Path, flax_order: bool) -> None:
@@ -282,44 +202,3 @@ def _check(found: dict[str, Tensor], config: GPT2Config, file: Path, flax_order:
         crop = name == "wpe.embedding" and len(there) == 2 and there[0] > shape[0] and there[1] == shape[1]
         if there != shape and not crop:
             raise InputError(f"{file} has {name} of shape {there}; config.json asks for {shape}")
-
-
-def resize(model: GPT2, *, vocab_size: int | None = None, n_positions: int | None = None) -> GPT2:
-    """The model with another vocabulary, another context, or both.
-
-    New rows of the embeddings are the mean of the old ones, rows past `vocab_size` are gone, and so are the positions
-    past `n_positions`.
-
-    Raises:
-      InputError: a longer context, for which nothing was learned, or a size below 1.
-    """
-    old, sizes = model.config, {"vocab_size": vocab_size, "n_positions": n_positions}
-    config = dataclasses.replace(old, **{name: size for name, size in sizes.items() if size is not None})
-    if config.n_positions > old.n_positions:
-        raise InputError(
-            f"n_positions is {n_positions}; the model has {old.n_positions} positions and can only be cropped: use as "
-            "many or fewer"
-        )
-
-    def fit(path: Any, leaf: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
-        name = parameter_name(path)
-        if name == "wpe.embedding":
-            return leaf[: config.n_positions]
-        if not name.endswith(".embedding"):
-            return leaf
-        mean = leaf[: old.vocab_size].mean(0, keepdims=True)
-        rows = jnp.concatenate(
-            [leaf[: old.vocab_size], jnp.repeat(mean, max(0, config.vocab_size - old.vocab_size), 0)]
-        )
-        return jnp.pad(rows[: config.vocab_size], ((0, shape.shape[0] - config.vocab_size), (0, 0)))
-
-    shapes = _shapes(config, stacked=not isinstance(model.h, nnx.List))
-    new, (old_leaves, _) = jax.tree.structure(shapes), jax.tree_util.tree_flatten_with_path(model)
-    fitted = [fit(path, leaf, shape) for (path, leaf), shape in zip(old_leaves, jax.tree.leaves(shapes))]
-    return jax.tree.unflatten(new, fitted)
-
-
-def _shapes(config: GPT2Config, stacked: bool) -> GPT2:
-    """A model of shapes alone."""
-    make = functools.partial(GPT2, config)
-    return jax.eval_shape(make if stacked else lambda key: unstack(make(key)), jax.random.key(0))

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)
-    step = int(STEP.value) if (STEP.value or "").isdigit() else STEP.value
+    step = int(STEP.value) if (STEP.value or "").isdecimal() else STEP.value
     try:
         lm = gpt2_jax.load(
             INPUT.value, step=step, revision=REVISION.value, tokenizer=TOKENIZER.value, n_positions=N_POSITIONS.value

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; a prompt with spaces needs quotes")
     logging.set_verbosity(logging.ERROR)  # the terminal is for the text
-    step = int(STEP.value) if (STEP.value or "").isdigit() else STEP.value
+    step = int(STEP.value) if (STEP.value or "").isdecimal() else STEP.value
     try:
         options = given_options()
         lm = gpt2_jax.load(WORKDIR.value, step=step)

@@ -15,6 +15,7 @@ from gpt2_jax.config import MeshConfig
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2, parameter_name, unstack
 from gpt2_jax.sharding import make_mesh, tree_shardings
+from gpt2_jax.weight_layout import file_shapes
 
 INNER = 40
 
@@ -347,52 +348,11 @@ def test_a_shorter_context_crops_the_positions(config, model, arrays, tokens, tm
     np.testing.assert_allclose(short(tokens), model(tokens), atol=2e-4)
 
 
-@pytest.mark.parametrize("of", [lambda model: model, unstack])
-def test_resize(of, config, model, untied, tokens):
-    V = config.vocab_size
-    for old in (of(model), of(untied)):
-        grown = weights.resize(old, vocab_size=V + 40)
-        assert grown.config.vocab_size == V + 40 and jax.tree.structure(grown) != jax.tree.structure(old)
-        tables = [(grown.wte, old.wte)] + ([] if config == old.config else [(grown.lm_head, old.lm_head)])
-        for new_table, table in tables:
-            rows, was = np.asarray(new_table.embedding[...]), np.asarray(table.embedding[...])[:V]
-            assert len(rows) == grown.config.padded_vocab_size == 256
-            np.testing.assert_array_equal(rows[:V], was)
-            np.testing.assert_allclose(rows[V : V + 40], np.tile(was.mean(0), (40, 1)), rtol=1e-5, atol=1e-7)
-            assert not rows[V + 40 :].any()
-        logits = grown(tokens)
-        assert logits.shape[-1] == V + 40
-        np.testing.assert_allclose(logits[..., :V], old(tokens), atol=2e-4)
-        back = weights.resize(grown, vocab_size=V)
-        assert_same(back, old)
-        few = weights.resize(old, vocab_size=50, n_positions=16)
-        np.testing.assert_allclose(few(tokens % 50), old(tokens % 50)[..., :50], atol=2e-4)
-        assert few.wpe.embedding.shape == (16, 16)
-        assert_same(weights.resize(old), old)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        (
-            {"n_positions": 33},
-            "n_positions is 33; the model has 32 positions and can only be cropped: use as many or few",
-        ),
-        ({"n_positions": 0}, "n_positions is 0; it must be at least 1"),
-        ({"vocab_size": 0}, "vocab_size is 0; it must be at least 1"),
-        ({"vocab_size": -5}, "vocab_size is -5; it must be at least 1"),
-    ],
-)
-def test_sizes_that_are_refused(sizes, message, model):
-    with pytest.raises(InputError, match=message):
-        weights.resize(model, **sizes)
-
-
 def test_save_refuses_other_formats(model, tmp_path):
     with pytest.raises(InputError, match="format is 'torch'; it must be one of safetensors, flax"):
         weights.save(model, tmp_path, "torch")
 
 
 def test_file_shapes_are_the_model_s(config, model, arrays):
-    shapes = weights.file_shapes(config, flax_order=False)
+    shapes = file_shapes(config, flax_order=False)
     assert sorted(math.prod(shape) for shape in shapes.values()) == sorted(array.size for array in arrays.values())

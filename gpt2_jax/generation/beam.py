@@ -24,10 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.errors import InputError
+from gpt2_jax.generation.chain import process, warp
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import LOWEST, History
 from gpt2_jax.generation.sampler import bucket, start_state
-from gpt2_jax.generation.sampling import Sampling, process, warp
+from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2
 
 NOTHING = -1.0e20  # below the log-probability of any text: a beam at or under it does not exist, or is banned
@@ -65,9 +66,7 @@ class State:
 
     count: jax.Array  # int32 []: new tokens of the running texts
     running: History  # of B * K rows
-    scores: (
-        jax.Array
-    )  # float32 [B, G, k]: log-probabilities of the running texts, in falling order; LOWEST where there is no text
+    scores: jax.Array  # float32 [B, G, k]: log-probabilities of the running texts, in falling order; LOWEST is no text
     origin: jax.Array  # int32 [B * K]: the rows of the memory that the running texts go on from
     ended: jax.Array  # int32 [B, G, k, N]: new tokens of the texts that came to an end
     lengths: jax.Array  # int32 [B, G, k]: how many; 0 where there is no text

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.errors import InputError
+from gpt2_jax.generation.chain import process
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import History
 from gpt2_jax.generation.sampler import bucket, start_state
-from gpt2_jax.generation.sampling import Sampling, process
+from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2
 
 

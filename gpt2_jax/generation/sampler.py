@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt2_jax.generation.chain import pick
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import History
-from gpt2_jax.generation.sampling import Sampling, pick
+from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.generation.stopping import START
 from gpt2_jax.model import GPT2
 

@@ -10,8 +10,9 @@ import pytest
 
 from gpt2_jax import LanguageModel, save, weights
 from gpt2_jax.config import MeshConfig, OptimizerConfig
+from gpt2_jax.generation.chain import transform
 from gpt2_jax.generation.logits import History
-from gpt2_jax.generation.sampling import Sampling, transform
+from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.pretrained import load_config
 from gpt2_jax.sharding import make_mesh, tree_shardings

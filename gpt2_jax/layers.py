@@ -1,0 +1,112 @@
+"""The layers that GPT-2 is built of, as XLA runs them fast on CPU too, in Flax NNX.
+
+Axes: C width, I input, O output, N rows (all leading axes together).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+MANY_ROWS = 256  # from which a product of weights and rows is bound by arithmetic, not by reading the weights
+
+
+@jax.custom_vjp
+def add_row(x: jax.Array, row: jax.Array) -> jax.Array:
+    """`x [N, O] + row [O]`, whose gradient for `row` is summed by a matrix product.
+
+    XLA sums columns on CPU several times slower than its matrix products do.
+    """
+    return x + row
+
+
+def _add_row_backward(_, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return g, jnp.ones((g.shape[0],), g.dtype) @ g
+
+
+add_row.defvjp(lambda x, row: (x + row, None), _add_row_backward)
+
+
+@jax.custom_vjp
+def scale_row(x: jax.Array, row: jax.Array) -> jax.Array:
+    """`x [N, O] * row [O]`, with a gradient like that of `add_row`."""
+    return x * row
+
+
+def _scale_row_backward(residuals, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, row = residuals
+    return g * row, jnp.ones((g.shape[0],), g.dtype) @ (g * x)
+
+
+scale_row.defvjp(lambda x, row: (x * row, (x, row)), _scale_row_backward)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes elements with probability `rate` and scales the others up; without a key nothing is dropped."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias` over the last axis, kernel [I, *O]; the product sees two dimensions, 1.45x faster on CPU."""
+
+    def __init__(self, n_in: int, out: tuple[int, ...], key: jax.Array, *, std: float, dtype: Any):
+        self.kernel = nnx.Param(std * jax.random.normal(key, (n_in, *out)))
+        self.bias = nnx.Param(jnp.zeros(out))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)  # [N, O]
+        return add_row(y, bias.reshape(-1)).reshape(*x.shape[:-1], *bias.shape)
+
+
+class TransposedLinear(nnx.Module):
+    """A `Linear` for decoding: its kernel is stored as `weight` [*O, I].
+
+    Few rows are multiplied from the right, `weight @ x.T`: XLA on CPU then packs the rows, and reads each weight once
+    at the memory's speed. *Measured*, 1 row 23 GB/s and 8 rows 17 GB/s, against 18 and 7 for `x @ kernel`.
+    """
+
+    def __init__(self, linear: Linear):
+        self.weight = nnx.Param(jnp.moveaxis(linear.kernel[...], 0, -1))
+        self.bias = nnx.Param(linear.bias[...])
+        self.dtype = linear.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight, bias = self.weight[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        rows, weight = x.reshape(-1, x.shape[-1]), weight.reshape(-1, x.shape[-1])  # [N, I], [O, I]
+        if len(rows) < MANY_ROWS:
+            # The bias stands between the product and the transpose, or XLA would turn the product around again.
+            y = (jnp.einsum("oi,ni->on", weight, rows) + bias.reshape(-1, 1)).T
+        else:
+            y = jnp.einsum("ni,oi->no", rows, weight) + bias.reshape(-1)
+        return y.reshape(*x.shape[:-1], *bias.shape)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation (Ba et al., 2016) with statistics in float32."""
+
+    def __init__(self, width: int, *, epsilon: float, dtype: Any):
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+        self.epsilon = epsilon
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)  # [N, C]
+        rows = rows - rows.mean(-1, keepdims=True)
+        rows = rows * jax.lax.rsqrt(jnp.square(rows).mean(-1, keepdims=True) + self.epsilon)
+        rows = add_row(scale_row(rows, self.scale[...]), self.bias[...])
+        return rows.astype(self.dtype).reshape(x.shape)
+
+
+class Embedding(nnx.Module):
+    """A table [rows, C]; rows from `used` on are padding and stay zero."""
+
+    def __init__(self, rows: int, width: int, key: jax.Array, *, std: float, used: int | None = None):
+        table = std * jax.random.normal(key, (rows if used is None else used, width))
+        self.embedding = nnx.Param(jnp.pad(table, ((0, rows - table.shape[0]), (0, 0))))
