@@ -227,8 +227,8 @@ class GPT2(nnx.Module):
         Raises:
           InputError: wrong rank or dtype, too long a context, or an id outside the vocabulary.
         """
-        check_tokens(self.config, tokens)
-        return self.head(self.hidden(jnp.asarray(tokens), key=key))[..., : self.config.vocab_size]
+        tokens = check_tokens(self.config, tokens)
+        return self.head(self.hidden(tokens, key=key))[..., : self.config.vocab_size]
 
     def hidden(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """tokens [B, T] -> final normalised states [B, T, C] in `config.dtype`, over the stacked blocks or a list."""
@@ -328,9 +328,18 @@ class GPT2(nnx.Module):
         return x.astype(DTYPES[self.config.dtype])
 
 
-def check_tokens(config: GPT2Config, tokens: jax.Array | np.ndarray) -> None:
-    """Raises `InputError` unless `tokens` is int [B, T], T in 1..n_positions, with ids in [0, V) (outside jit only)."""
-    shape, dtype = jnp.shape(tokens), jnp.result_type(tokens)
+def check_tokens(config: GPT2Config, tokens: jax.Array | np.ndarray | Sequence[Sequence[int]]) -> jax.Array:
+    """`tokens` as an array, if they are int [B, T], T in 1..n_positions, with ids in [0, V) (outside jit only).
+
+    Raises:
+      InputError: they are not.
+    """
+    if not isinstance(tokens, jax.Array):
+        try:
+            tokens = np.asarray(tokens)
+        except ValueError:
+            raise InputError("tokens are rows of different lengths; run them one by one, or pad them all") from None
+    shape, dtype = tokens.shape, tokens.dtype
     if len(shape) != 2 or shape[1] == 0 or not jnp.issubdtype(dtype, jnp.integer):
         raise InputError(f"tokens are {dtype}{list(shape)}; they must be integers [batch, length], length 1 or more")
     if shape[1] > config.n_positions:
@@ -346,6 +355,7 @@ def check_tokens(config: GPT2Config, tokens: jax.Array | np.ndarray) -> None:
                 f"token id {bad} is outside the vocabulary; ids must be from 0 to {config.vocab_size - 1}: encode the "
                 "text with this model's own tokenizer"
             )
+    return jnp.asarray(tokens)
 
 
 def unstack(model: GPT2) -> GPT2:

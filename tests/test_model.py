@@ -166,3 +166,9 @@ def test_impossible_configs(options, message):
 def test_bad_tokens(tiny_model, tokens, message):
     with pytest.raises(InputError, match=message):
         tiny_model(tokens)
+
+
+def test_tokens_may_be_lists(tiny_model):
+    np.testing.assert_array_equal(tiny_model([[1, 2, 3]]), tiny_model(np.array([[1, 2, 3]])))
+    with pytest.raises(InputError, match="tokens are rows of different lengths; run them one by one, or pad them all"):
+        tiny_model([[1, 2, 3], [1]])

@@ -188,6 +188,13 @@ class Options:
                 f"num_return_sequences is {self.num_return_sequences} and temperature 0, which always gives the same "
                 "text; set a temperature above 0, or num_beams"
             )
+        if self.search != "sample":
+            for name in ("best_of", "guidance_scale", "max_time", "beyond_context", "logprobs", "stop_strings"):
+                if getattr(self, name) != DEFAULTS[name]:
+                    raise InputError(
+                        f"{name} is {getattr(self, name)!r}, which {self.search} search does not take; remove it, or "
+                        f"{'num_beams' if self.search == 'beam' else 'penalty_alpha'}"
+                    )
         groups = {
             "a temperature above 0": (
                 self.drawing_temperature > 0,
@@ -197,10 +204,6 @@ class Options:
                 self.search == "beam", ("num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping")
             ),
             "guidance_scale other than 1": (self.guidance_scale != 1, ("negative_prompt",)),
-            "the search by single tokens (no num_beams, no penalty_alpha)": (
-                self.search == "sample",
-                ("best_of", "guidance_scale", "max_time", "beyond_context", "logprobs", "stop_strings"),
-            ),
         }  # fmt: skip
         for needed, (given, names) in groups.items():
             for name in names:

@@ -70,10 +70,17 @@ def test_the_default_temperature_draws_alone_and_searches_greedily():
         ({"negative_prompt": "no"}, "negative_prompt is 'no', which has no effect without guidance_scale other than 1"),
         (
             {"num_beams": 2, "guidance_scale": 2},
-            "guidance_scale is 2, which has no effect without the search by single",
+            "guidance_scale is 2, which beam search does not take; remove it, or num_beams",
         ),
-        ({"num_beams": 2, "logprobs": 0}, "logprobs is 0, which has no effect without the search by single tokens"),
-        ({"num_beams": 2, "stop_strings": "a"}, r"stop_strings is \('a',\), which has no effect without the search by"),
+        ({"num_beams": 2, "logprobs": 0}, "logprobs is 0, which beam search does not take; remove it, or num_beams"),
+        (
+            {"penalty_alpha": 0.6, "top_k": 4, "stop_strings": ["x"]},
+            r"stop_strings is \['x'\], which contrastive search does not take; remove it, or penalty_alpha",
+        ),
+        (
+            {"num_beams": 2, "stop_strings": "a"},
+            r"stop_strings is \('a',\), which beam search does not take; remove it",
+        ),
         ({"penalty_alpha": 0.5, "num_beams": 2}, "num_beams is 2 beside penalty_alpha: contrastive search has no"),
         (
             {"penalty_alpha": 0.5, "temperature": 1},
