@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gpt2_jax.config import DataConfig
-from gpt2_jax.data.sources import STDLIB_LEFT_OUT, Document, open_source
+from gpt2_jax.data.documents import Document
+from gpt2_jax.data.sources import STDLIB_LEFT_OUT, SUFFIXES, open_source
 from gpt2_jax.errors import InputError
 
 
@@ -171,7 +172,7 @@ def test_nothing_to_read(corpus):
     with pytest.raises(InputError) as caught:
         open_source(files("poems/*.pdf"))
     assert str(caught.value) == (
-        f"data.paths: 'poems/*.pdf' matches no .txt .md .py .jsonl .parquet file (looked from {corpus}); check the"
+        f"data.paths: 'poems/*.pdf' matches no {' '.join(SUFFIXES)} file (looked from {corpus}); check the"
         " path, and quote globs in the shell"
     )
     with pytest.raises(InputError, match=r"^data.paths: 'none' matches no"):
@@ -182,12 +183,12 @@ def test_nothing_to_read(corpus):
 
 def test_empty_corpus(corpus):
     with pytest.raises(
-        InputError, match=r"^the corpus has no text: poems/deep/empty.txt held only white space or were"
+        InputError, match=r"^the corpus has no text: poems/deep/empty.txt held 1 empty; loosen the filters"
     ):
         texts("poems/deep/*.txt")
     for i in range(10):
         (corpus / f"{i}.txt").write_text("")
-    with pytest.raises(InputError, match=r"0.txt, 1.txt, .*, 7.txt and 2 more held only"):
+    with pytest.raises(InputError, match=r"0.txt, 1.txt, .*, 7.txt and 2 more held 10 empty"):
         texts("*.txt")
 
 

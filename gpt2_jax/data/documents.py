@@ -1,0 +1,310 @@
+"""Documents, and the parts of a corpus that they are read from: text files, JSON lines, parquet.
+
+A part is read alone, from any of its rows, so that work can be shared and gone on with. Rows count what is kept and
+what is left out alike.
+"""
+
+import bz2
+import dataclasses
+import gzip
+import json
+import lzma
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data.filters import clean
+from gpt2_jax.errors import InputError
+
+PARQUET_ROWS = 256
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text and where it is from.
+
+    Attributes:
+      text: what is learnt.
+      origin: "json/decoder.py", "corpus.jsonl:17" (line or row, counted from 1), "corpus.jsonl@4096" (byte).
+      prompt: comes before the text and is not learnt.
+    """
+
+    text: str
+    origin: str
+    prompt: str = ""
+
+
+class Part(Protocol):
+    """A piece of a corpus that is read alone; it can be pickled, and holds nothing open.
+
+    Attributes:
+      name: the same wherever the corpus lies: "poems/a.md", "corpus.jsonl@0".
+    """
+
+    name: str
+
+    def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        """The documents that are kept from row `start` on, each with the row to go on from.
+
+        Args:
+          start: 0, or a row that came with a document.
+          counts: gets "kept" and each reason for leaving out, one for each document.
+
+        Raises:
+          InputError: it cannot be read as the options say.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+    """Files of one document each: a row is a file."""
+
+    name: str
+    files: tuple[tuple[str, Path], ...]  # (name, path)
+    config: DataConfig
+    python: bool = False  # read in the encoding that each declares (PEP 263); one that breaks its own is left out
+
+    def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        for row, (name, path) in enumerate(self.files[start:], start + 1):
+            with explained(path):
+                text = _python(path) if self.python else _text(path, self.config.decode_errors)
+            document = None if text is None else Document(text, name)
+            yield from kept(row, document, {}, self.config, counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+    """The lines of a .jsonl file that begin at a byte from `first` to before `end`; a row is a line."""
+
+    name: str
+    path: Path
+    config: DataConfig
+    first: int = 0
+    end: int | None = None  # None is the file's end
+
+    def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        cut = self.first > 0 or self.end is not None
+        with explained(self.path), open_compressed(self.path) as file:
+            position = self.first
+            if self.first:
+                file.seek(self.first - 1)
+                position += len(file.readline()) - 1  # the line that began before
+            row = 0
+            while (self.end is None or position < self.end) and (line := file.readline()):
+                row, begin, position = row + 1, position, position + len(line)
+                if row <= start or not line.strip():
+                    continue
+                where = f"@{begin}" if cut else f":{row}"
+                record = self._record(line.removeprefix(b"\xef\xbb\xbf") if begin == 0 else line, where)
+                document = None
+                if record is not None:
+                    origin = f"{self.name.partition('@')[0]}{where}"
+                    document = document_of(record, self.config, f"{self.path}{where}", origin)
+                yield from kept(row, document, record or {}, self.config, counts)
+
+    def _record(self, line: bytes, where: str) -> dict[str, Any] | None:
+        where = f"{self.path}{where}"
+        if (decoded := decode(line, self.config.decode_errors, where)) is None:
+            return None
+        try:
+            record = json.loads(decoded)
+        except ValueError as error:
+            raise InputError(f"{where} is not JSON ({error}); a .jsonl file has one object a line") from None
+        except RecursionError:
+            raise InputError(f"{where} is JSON nested too deeply; a .jsonl file has one object a line") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{where} is a JSON {type(record).__name__}; a .jsonl file has one object a line")
+        return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Parquet:
+    """Row groups `first` to before `end` of a .parquet file."""
+
+    name: str
+    path: Path
+    config: DataConfig
+    first: int = 0
+    end: int | None = None
+
+    def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        pa, pq = pyarrow(self.path)
+        config, name = self.config, self.name.partition("@")[0]
+        key = config.text_key or "text"
+        try:
+            with explained(self.path), pq.ParquetFile(self.path) as file:
+                names = file.schema_arrow.names
+                check_key(key, names, str(self.path), "text_key")
+                if config.prompt_key:
+                    check_key(config.prompt_key, names, str(self.path), "prompt_key")
+                wanted = dict.fromkeys((key, config.prompt_key, "license", "autogenerated"))
+                columns = [name for name in wanted if name in names]
+                for column in {key, config.prompt_key} - {""}:
+                    self._check_type(file.schema_arrow.field(column), pa)
+                sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                offset = sum(sizes[: self.first])  # rows of the file before this part
+                row = 0
+                for group in range(self.first, self.end or len(sizes)):
+                    if row + sizes[group] <= start:
+                        row += sizes[group]
+                        continue
+                    for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=columns):
+                        for record in _records(batch, pa):
+                            row += 1
+                            if row <= start:
+                                continue
+                            where = f":{offset + row}"
+                            document = document_of(record, config, f"{self.path}{where}", f"{name}{where}")
+                            yield from kept(row, document, record, config, counts)
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{self.path} is not a parquet file that can be read ({' '.join(str(error).split())})"
+            ) from None
+
+    def _check_type(self, field: Any, pa: Any) -> None:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(f"{self.path}: column {field.name!r} holds {kind}; it must hold strings")
+
+
+def document_of(record: dict[str, Any], config: DataConfig, where: str, origin: str) -> Document | None:
+    """The document of a record; None for one that `config.decode_errors` skips."""
+    values = []
+    for option, key in (("text_key", config.text_key or "text"), ("prompt_key", config.prompt_key)):
+        if not key:
+            values.append("")
+            continue
+        check_key(key, list(record), where, option)
+        value = record[key]
+        value = decode(value, config.decode_errors, where) if isinstance(value, bytes) else value
+        if value is None and isinstance(record[key], bytes):
+            return None
+        if not isinstance(value, str):
+            raise InputError(f"{where}: {key!r} is {value!r:.40}, a {type(value).__name__}; it must be a string")
+        values.append(_mend_surrogates(value, config.decode_errors, where))
+    text, prompt = values
+    return None if text is None or prompt is None else Document(text, origin, prompt)
+
+
+def kept(
+    row: int, document: Document | None, record: dict[str, Any], config: DataConfig, counts: Counter | None
+) -> Iterator[tuple[int, Document]]:
+    """`(row, document)` after the filters, or nothing; counted either way."""
+    text, reason = ("", "not UTF-8") if document is None else clean(document.text, record, config)
+    if counts is not None:
+        counts[reason or "kept"] += 1
+    if not reason:
+        yield row, document if text is document.text else dataclasses.replace(document, text=text)
+
+
+def open_compressed(path: Path) -> BinaryIO:
+    """A file as bytes, uncompressed by its suffix."""
+    match path.suffix.lower():
+        case ".gz":
+            return gzip.open(path, "rb")
+        case ".bz2":
+            return bz2.open(path, "rb")
+        case ".xz":
+            return lzma.open(path, "rb")
+        case ".zst":
+            try:
+                import zstandard
+            except ImportError:
+                raise InputError(f"reading {path} needs zstandard; pip install 'gpt2_jax[data]'") from None
+            return zstandard.open(path, "rb")
+        case _:
+            return open(path, "rb")
+
+
+class explained:
+    """Turns what reading `path` raises into an `InputError`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        damaged = isinstance(error, (EOFError, lzma.LZMAError)) or type(error).__name__ in ("ZstdError", "BadGzipFile")
+        if isinstance(error, OSError) or damaged:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.path} cannot be read ({reason}); check it and its permissions") from None
+
+
+def pyarrow(path: Path) -> tuple[Any, Any]:
+    """pyarrow and pyarrow.parquet."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise InputError(f"reading {path} needs pyarrow; pip install 'gpt2_jax[data]'") from None
+    return pa, pq
+
+
+def decode(raw: bytes, errors: str, where: str) -> str | None:
+    """UTF-8 text of `raw`; None for what `errors` says to skip."""
+    try:
+        return raw.decode("utf-8", "replace" if errors == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        if errors == "skip":
+            return None
+        raise InputError(
+            f"{where} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; convert it, or use"
+            " --config.data.decode_errors=replace or skip"
+        ) from None
+
+
+def check_key(key: str, keys: list[str], where: str, option: str) -> None:
+    """Raises `InputError` unless `key` is among `keys`."""
+    if key not in keys:
+        raise InputError(
+            f"{where} has no {key!r}, only {some(keys) or 'nothing'}; choose with --config.data.{option}=..."
+        )
+
+
+def some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _python(path: Path) -> str | None:
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (SyntaxError, UnicodeDecodeError):
+        return None
+
+
+def _text(path: Path, errors: str) -> str | None:
+    with open_compressed(path) as file:
+        text = decode(file.read(), errors, str(path))
+    return None if text is None else text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _records(batch: Any, pa: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a record batch, texts as bytes, whose encoding is checked later."""
+    columns = {}
+    for name, column in zip(batch.schema.names, batch.columns):
+        column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        columns[name] = (column.cast(pa.large_binary()) if text else column).to_pylist()
+    for values in zip(*columns.values()):
+        yield dict(zip(columns, values))
+
+
+def _mend_surrogates(text: str, errors: str, where: str) -> str | None:
+    """JSON's escapes can spell half a surrogate pair, which UTF-8 has no bytes for."""
+    if not (half := _SURROGATE.search(text)):
+        return text
+    if errors == "strict":
+        raise InputError(
+            f"{where} has half of a surrogate pair, {half[0]!r}, at character {half.start()}; mend it, or use"
+            " --config.data.decode_errors=replace or skip"
+        )
+    return _SURROGATE.sub("\ufffd", text) if errors == "replace" else None
