@@ -6,7 +6,7 @@ Every token stands for fixed bytes, so decoding is joining them: exact, and stre
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from gpt2_jax.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 2**18
+# GPT-2's pre-tokenizer, as tiktoken takes it.
+_PRE_TOKENIZER = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 _LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -90,6 +92,39 @@ class Tokenizer:
         for text in texts:
             self._check(text)
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def tiktoken(self) -> Callable[[Sequence[str]], list[list[int]]]:
+        """What `encode_batch` does, by tiktoken: several times faster, with the same ids.
+
+        Raises:
+          InputError: a vocabulary of characters, or tiktoken is not installed.
+        """
+        if self.kind != "bpe":
+            raise InputError("data.encoder is 'tiktoken', which a vocabulary of characters has not; use 'tokenizers'")
+        try:
+            import tiktoken
+        except ImportError:
+            raise InputError("data.encoder 'tiktoken' needs tiktoken; pip install 'gpt2_jax[data]'") from None
+        special = set(self._special.values())
+        encoding = tiktoken.Encoding(
+            "gpt2_jax",
+            pat_str=_PRE_TOKENIZER,
+            mergeable_ranks={spelling: i for i, spelling in enumerate(self._bytes) if i not in special},
+            special_tokens={},
+        )
+
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            for text in texts:
+                self._check(text)
+            return encoding.encode_ordinary_batch(list(texts))
+
+        return encode
+
+    def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
+        """This tokenizer with more special tokens after its own entries; those that it has stay where they are."""
+        copy = tokenizers.Tokenizer.from_str(self.to_json())
+        copy.add_special_tokens([name for name in names if name not in self._special])
+        return Tokenizer(copy)
 
     def decode(self, tokens: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
         """The text of `tokens` (any integer sequence or array [T]); bytes that are not UTF-8 become U+FFFD."""

@@ -1,7 +1,8 @@
-"""A prepared corpus on disk: token shards, their tokenizer and a manifest, as tokenize.py writes and dataset.py reads.
+"""A prepared corpus on disk: token shards, their tokenizer and a manifest, as prepare.py writes and dataset.py reads.
 
-A folder holds `train-00000.bin ...`, `validation-00000.bin ...` (little-endian uint16, or uint32 for more than 65,536
-entries), `tokenizer.json` and `manifest.json`.
+A folder holds `train-00000-00000.bin ...`, `validation-...` (little-endian uint16, or uint32 for more than 65,536
+entries), of a corpus with prompts as many `.mask` files (a bit a token, 1 where it is learnt), `tokenizer.json` and
+`manifest.json`. Format 1 had one number in the names, no masks and no counts of what was left out; it still opens.
 """
 
 import dataclasses
@@ -12,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from gpt2_jax.data.tokenize import SPLITS
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load
 
-FORMAT = 1
-SPLITS = ("train", "validation")
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +39,21 @@ class Prepared:
         shards = self._split(split)["shards"]
         return [np.memmap(self.directory / shard["file"], self.manifest["dtype"], "r") for shard in shards]
 
+    def learnt(self, split: str) -> list[np.ndarray] | None:
+        """Which tokens of each shard are learnt: bits, uint8 [ceil(tokens / 8)], memory-mapped; None is all of them."""
+        shards = self._split(split)["shards"]
+        if not any("mask" in shard for shard in shards):
+            return None
+        return [np.memmap(self.directory / mask_file(shard), np.uint8, "r") for shard in shards]
+
     def count(self, split: str) -> int:
         """Tokens of the split."""
         return self._split(split)["tokens"]
 
     def bytes_per_token(self, split: str) -> float:
-        """UTF-8 bytes of the split's text over its tokens: bits per byte = bits per token / this."""
-        return self._split(split)["bytes"] / self.count(split)
+        """UTF-8 bytes of the split's text over the tokens that are learnt: bits per byte = bits per token / this."""
+        entry = self._split(split)
+        return entry["bytes"] / entry.get("learnt", entry["tokens"])
 
     def verify(self) -> None:
         """Reads every file once.
@@ -77,10 +86,18 @@ def load_prepared(directory: str | Path) -> Prepared:
         raise InputError(f"{directory} holds no manifest.json, so no tokens; prepare makes them") from None
     except ValueError as error:
         raise InputError(f"{directory / 'manifest.json'} is corrupted ({error}); {redo(directory)}") from None
-    if (found := manifest.get("format")) != FORMAT:
-        raise InputError(f"{directory} has format {found!r}, this version reads {FORMAT}; {redo(directory)}")
-    for shard in shards_of(manifest):
-        path, size = directory / shard["file"], shard["tokens"] * np.dtype(manifest["dtype"]).itemsize
+    if (found := manifest.get("format")) not in (1, FORMAT):
+        raise InputError(f"{directory} has format {found!r}, this version reads 1 and {FORMAT}; {redo(directory)}")
+    for split in manifest["splits"].values():
+        if split.get("largest", -1) >= manifest["vocab_size"]:
+            raise InputError(
+                f"{directory} has token {split['largest']}, and its vocabulary {manifest['vocab_size']} entries; "
+                f"{redo(directory)}"
+            )
+    sizes = [(s["file"], s["tokens"] * np.dtype(manifest["dtype"]).itemsize) for s in shards_of(manifest)]
+    sizes += [(mask_file(s), -(-s["tokens"] // 8)) for s in shards_of(manifest) if "mask" in s]
+    for file, size in sizes:
+        path = directory / file
         found = path.stat().st_size if path.exists() else None
         if found != size:
             state = "missing" if found is None else f"cut: it has {found:,} bytes of {size:,}"
@@ -95,13 +112,21 @@ def sha256_of(path: Path) -> str:
 
 
 def shards_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """The entries of all shards: `file`, `tokens`, `sha256`."""
-    return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    """The entries of all shards, of a manifest or of an unfinished record: `file`, `tokens`, `sha256`, maybe `mask`."""
+    parts = [manifest] if "splits" in manifest else manifest["parts"].values()
+    return [shard for part in parts for split in SPLITS for shard in part["splits"][split]["shards"]]
+
+
+def mask_file(shard: dict[str, Any]) -> str:
+    """The file that says which tokens of a shard are learnt."""
+    return shard["file"].removesuffix(".bin") + ".mask"
 
 
 def hashes(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """Each file with the sha256 it should have."""
-    return [("tokenizer.json", manifest["tokenizer"]), *((s["file"], s["sha256"]) for s in shards_of(manifest))]
+    shards = shards_of(manifest)
+    masks = [(mask_file(shard), shard["mask"]) for shard in shards if "mask" in shard]
+    return [("tokenizer.json", manifest["tokenizer"]), *((s["file"], s["sha256"]) for s in shards), *masks]
 
 
 def redo(directory: Path) -> str:

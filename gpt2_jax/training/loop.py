@@ -20,8 +20,8 @@ from tqdm import tqdm
 from gpt2_jax.analysis import plots
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
+from gpt2_jax.data.prepare import prepare
 from gpt2_jax.data.prepared import Prepared
-from gpt2_jax.data.tokenize import prepare
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
@@ -183,7 +183,7 @@ class Run:
         keep_freed_memory()
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
-        prepared = prepare(unbound.data, workdir / "data", progress=say)
+        (prepared,) = prepare(unbound.data, workdir / "data", progress=say).values()
         config = bind_vocabulary(options, len(prepared.tokenizer))
         prepared.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         parts = config.training.accumulation_steps

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.dataset import TokenStream, evaluation_batches, tf, train_batches
-from gpt2_jax.data.tokenize import prepare
+from gpt2_jax.data.prepare import prepare
 from gpt2_jax.errors import InputError
 
 
@@ -172,7 +172,7 @@ def test_prepared_text_comes_back(tmp_path):
     config = DataConfig(
         source="files", paths=str(tmp_path / "story.txt"), tokenizer="characters", tokens_per_shard=1000
     )
-    prepared = prepare(config, tmp_path / "data", progress=lambda _: None)
+    (prepared,) = prepare(config, tmp_path / "data", progress=lambda _: None).values()
     assert len(prepared.tokens("train")) > 3
     batch = next(train_batches(prepared, batch_size=16, sequence_length=300, seed=0))
     assert all(prepared.tokenizer.decode(row) in text for row in batch["tokens"])

@@ -1,9 +1,11 @@
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2_jax.config import DataConfig
-from gpt2_jax.data import tokenize
-from gpt2_jax.data.sources import Document
-from gpt2_jax.data.tokenize import Division, divide, document_hash, load_prepared, prepare, split_texts
+from gpt2_jax.data import prepare as preparing
+from gpt2_jax.data import sources, tokenize
+from gpt2_jax.data.documents import Document
+from gpt2_jax.data.prepare import lay_out
+from gpt2_jax.data.prepared import Prepared, load_prepared
+from gpt2_jax.data.sources import Source
+from gpt2_jax.data.tokenize import Division, document_hash
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import train_bpe
 
 SHAKESPEARE = Path(__file__).parents[2] / "../shared/data/tinyshakespeare.txt"
+PARTS = 7  # of the poems
 STORY = "".join(f"Chapter {i}.\nThe café on street {i * 7} was open; {i} cats sat there — 猫.\n\n" for i in range(60))
 
 
 def quiet(message: str) -> None:
     pass
+
+
+def prepare(config, directory, progress=quiet, **options) -> Prepared:
+    """The only corpus of `config`."""
+    (prepared,) = preparing.prepare(config, directory, progress=progress, **options).values()
+    return prepared
 
 
 @pytest.fixture
@@ -35,10 +48,14 @@ def story(tmp_path) -> DataConfig:
 
 
 @pytest.fixture
-def poems(tmp_path) -> DataConfig:
+def poems(tmp_path, monkeypatch) -> DataConfig:
+    """Fifty lines of JSON, read in seven parts."""
+    monkeypatch.setattr(sources, "PART_BYTES", 300)
     lines = [json.dumps({"text": f"Poem {i}: {'la ' * (i % 7)}{i * i}\nend"}) for i in range(50)]
     (tmp_path / "poems.jsonl").write_text("\n".join(lines))
-    return DataConfig(source="files", paths=str(tmp_path / "poems.jsonl"), vocab_size=280, tokens_per_shard=100)
+    return DataConfig(
+        source="files", paths=str(tmp_path / "poems.jsonl"), vocab_size=280, tokens_per_shard=100, workers=1
+    )
 
 
 def tokens(prepared, split) -> list[int]:
@@ -49,18 +66,42 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Texts:
-    """A source made of strings."""
+    """A part made of strings."""
 
-    texts: list[str]
+    texts: tuple[str, ...]
+    name: str = "texts"
 
-    def documents(self):
-        return (Document(text, str(i)) for i, text in enumerate(self.texts))
+    def documents(self, start=0, counts=None):
+        for i, text in enumerate(self.texts[start:], start):
+            if counts is not None:
+                counts["kept"] += 1
+            yield i + 1, Document(text, str(i))
+
+
+def source_of(texts, parts=1) -> Source:
+    """The texts cut into parts."""
+    cuts = [round(len(texts) * i / parts) for i in range(parts + 1)]
+    return Source("files", DataConfig(), tuple(Texts(tuple(texts[a:b])) for a, b in itertools.pairwise(cuts)))
+
+
+def divide(config, source) -> Division:
+    return lay_out(config, source, map, quiet).division
+
+
+def split_texts(config, source, split, division=None) -> list[tuple[str, bool]]:
+    layout = lay_out(config, source, map, quiet)
+    if division is not None:
+        layout = dataclasses.replace(layout, division=division)
+    tasks = layout.tasks(config, tokenize.Encoding(""), "<u2")
+    return [
+        (document.text, ends) for task in tasks for kind, document, ends in task.divided(Counter()) if kind == split
+    ]
 
 
 def test_characters_cut_at_the_tail(story, tmp_path):
-    prepared = prepare(story, tmp_path / "out", progress=quiet)
+    prepared = prepare(story, tmp_path / "out")
     cut = int(len(STORY) * 0.9)
     end = prepared.tokenizer.end_of_text
     assert tokens(prepared, "train") == prepared.tokenizer.encode(STORY[:cut])
@@ -74,7 +115,7 @@ def test_characters_cut_at_the_tail(story, tmp_path):
 
 
 def test_documents_split_by_hash(poems, tmp_path):
-    prepared = prepare(poems, tmp_path / "out", progress=quiet)
+    prepared = prepare(poems, tmp_path / "out")
     end = prepared.tokenizer.end_of_text
     texts = [json.loads(line)["text"] for line in Path(poems.paths).read_text().splitlines()]
     lowest = set(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())[: round(50 * 0.05)])
@@ -84,8 +125,7 @@ def test_documents_split_by_hash(poems, tmp_path):
         entry = prepared.manifest["splits"][split]
         assert entry["documents"] == len(expected)
         assert entry["bytes"] == sum(len(text.encode()) for text in expected)
-        *full, last = [len(shard) for shard in prepared.tokens(split)]
-        assert all(size == 100 for size in full) and 1 <= last <= 100
+        assert all(1 <= len(shard) <= 100 for shard in prepared.tokens(split))
     training = [text for text in texts if text not in lowest]
     assert prepared.tokenizer.to_json() == train_bpe(training, 280).to_json()
 
@@ -93,7 +133,7 @@ def test_documents_split_by_hash(poems, tmp_path):
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason=f"{SHAKESPEARE} is not here")
 def test_tinyshakespeare_is_divided_as_in_nanogpt(tmp_path):
     config = DataConfig(source="files", paths=str(SHAKESPEARE), tokenizer="characters", validation_fraction=0.1)
-    prepared = prepare(config, tmp_path, progress=quiet)
+    prepared = prepare(config, tmp_path)
     assert len(prepared.tokenizer) == 65 + 1
     assert prepared.count("train") == 1_003_854
     assert prepared.count("validation") == 111_540 + 1
@@ -103,7 +143,7 @@ def test_tinyshakespeare_is_divided_as_in_nanogpt(tmp_path):
 def test_wide_tokens(tmp_path, story):
     many = "".join(map(chr, [*range(0x4E00, 0x9FA0), *range(0xAC00, 0xD7A0), *range(0x20000, 0x29000)]))
     (tmp_path / "story.txt").write_text(many)
-    prepared = prepare(story, tmp_path / "out", progress=quiet)
+    prepared = prepare(story, tmp_path / "out")
     assert len(prepared.tokenizer) > 2**16
     assert prepared.manifest["dtype"] == "<u4"
     decoded = prepared.tokenizer.decode([*tokens(prepared, "train"), *tokens(prepared, "validation")])
@@ -114,17 +154,17 @@ def test_wide_tokens(tmp_path, story):
     st.lists(st.text("ab\n", min_size=1, max_size=9), min_size=2, max_size=30),
     st.sampled_from([0.05, 0.1, 0.25, 0.5, 0.9]),
     st.sampled_from(["auto", "document", "tail"]),
+    st.integers(1, 3),
 )
-def test_division(texts, fraction, split):
-    config, source = DataConfig(validation_fraction=fraction, split=split), Texts(texts)
+def test_division(texts, fraction, split, parts):
+    config, source = DataConfig(validation_fraction=fraction, split=split), source_of(texts, parts)
     try:
         division = divide(config, source)
     except InputError:
         return
     kind = split if split != "auto" else "document" if len(texts) >= 20 else "tail"
     assert division.kind == kind
-    train = list(split_texts(source, division, "train"))
-    validation = list(split_texts(source, division, "validation"))
+    train, validation = (split_texts(config, source, name) for name in ("train", "validation"))
     assert train and validation
     whole = "".join(texts)
     if kind == "tail":
@@ -139,18 +179,17 @@ def test_division(texts, fraction, split):
 
 
 def test_tail_cut_between_documents():
-    source = Texts(["abc", "defgh", "ij"])
-    division = Division("tail", 3)
-    assert list(split_texts(source, division, "train")) == [("abc", True)]
-    assert list(split_texts(source, division, "validation")) == [("defgh", True), ("ij", True)]
-    assert list(split_texts(source, Division("tail", 5), "train")) == [("abc", True), ("de", False)]
+    config, source = DataConfig(split="tail", validation_fraction=0.7), source_of(["abc", "defgh", "ij"], 2)
+    assert split_texts(config, source, "train", Division("tail", 3)) == [("abc", True)]
+    assert split_texts(config, source, "validation", Division("tail", 3)) == [("defgh", True), ("ij", True)]
+    assert split_texts(config, source, "train", Division("tail", 5)) == [("abc", True), ("de", False)]
 
 
 def test_documents_added_elsewhere_move_no_other():
     texts = [f"document {i}" for i in range(40)]
     config = DataConfig(validation_fraction=0.1)
-    few, more = divide(config, Texts(texts)), divide(config, Texts([*texts, *(f"new {i}" for i in range(40))]))
-    hashes = sorted(document_hash(text) for text in texts)
+    few, more = divide(config, source_of(texts)), divide(config, source_of([*texts, *(f"new {i}" for i in range(40))]))
+    hashes = sorted(document_hash(Document(text, "")) for text in texts)
     assert abs(sum(h <= few.boundary for h in hashes) - sum(h <= more.boundary for h in hashes)) <= 4
 
 
@@ -168,24 +207,24 @@ def test_documents_added_elsewhere_move_no_other():
 )
 def test_an_empty_split(texts, options, says):
     with pytest.raises(InputError, match=says):
-        divide(DataConfig(**options), Texts(texts))
+        divide(DataConfig(**options), source_of(texts))
 
 
 def test_long_documents_are_encoded_in_pieces(story, tmp_path, monkeypatch):
     config = dataclasses.replace(story, tokenizer="bpe", vocab_size=300)
-    whole = prepare(config, tmp_path / "whole", progress=quiet)
+    whole = prepare(config, tmp_path / "whole")
     cut = tokenize.pieces
     monkeypatch.setattr(tokenize, "pieces", lambda text: cut(text, 100))
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 250)
-    in_pieces = prepare(config, tmp_path / "pieces", progress=quiet)
+    in_pieces = prepare(config, tmp_path / "pieces")
     assert contents(in_pieces.directory) == contents(whole.directory)
     assert not any("_" in name or "unfinished" in name for name in contents(whole.directory))
 
 
 def test_done_once(poems, tmp_path, monkeypatch):
-    prepare(poems, tmp_path / "out", progress=quiet)
+    prepare(poems, tmp_path / "out")
     before, said = contents(tmp_path / "out"), []
-    monkeypatch.setattr(tokenize, "_begin", None)
+    monkeypatch.setattr(preparing, "_begin", None)
     again = prepare(poems, tmp_path / "out", progress=said.append)
     assert contents(tmp_path / "out") == before
     assert again.count("train") == load_prepared(tmp_path / "out").count("train")
@@ -200,7 +239,7 @@ class Killed(BaseException):
 def test_killed_anywhere_and_resumed(poems, tmp_path, monkeypatch, late):
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 100)
     poems = dataclasses.replace(poems, tokens_per_shard=80)
-    prepare(poems, tmp_path / "whole", progress=quiet)
+    prepare(poems, tmp_path / "whole")
     replace, left = os.replace, 0
 
     def dying(source, target):
@@ -216,7 +255,7 @@ def test_killed_anywhere_and_resumed(poems, tmp_path, monkeypatch, late):
         left = renames
         monkeypatch.setattr(os, "replace", dying)
         try:
-            prepare(poems, tmp_path / str(renames), progress=quiet)
+            prepare(poems, tmp_path / str(renames))
         except Killed:
             pass
         else:
@@ -224,32 +263,31 @@ def test_killed_anywhere_and_resumed(poems, tmp_path, monkeypatch, late):
         monkeypatch.setattr(os, "replace", replace)
         prepare(poems, tmp_path / str(renames), progress=resumed.append)
         assert contents(tmp_path / str(renames)) == contents(tmp_path / "whole")
-    shards = len(list((tmp_path / "whole").glob("*.bin")))
+    shards, parts = len(list((tmp_path / "whole").glob("*.bin"))), PARTS
     assert shards >= 8
-    assert renames == 2 + 2 * shards + 1  # tokenizer and record, shards each with its record, the manifest
+    assert renames == 2 + shards + parts + 1  # tokenizer and record, shards, each part's record, the manifest
     finished = [message for message in resumed if message.startswith("going on after")]
-    assert finished[-1] == f"going on after {shards} finished shards"
-    assert len(finished) == 2 * shards + 1
+    assert finished[-1] == f"going on after {parts} finished parts, {shards} shards"
 
 
 def test_interrupted_twice(poems, tmp_path):
-    prepare(poems, tmp_path / "whole", progress=quiet)
+    prepare(poems, tmp_path / "whole")
 
     def stop(message):
-        if ".bin" in message:
+        if ": part " in message:
             raise Killed
 
     for _ in range(3):
         with pytest.raises(Killed):
             prepare(poems, tmp_path / "out", progress=stop)
-    assert len(list((tmp_path / "out").glob("*.bin"))) == 3
-    prepare(poems, tmp_path / "out", progress=quiet)
+    assert len(json.loads((tmp_path / "out" / "progress.json").read_text())["parts"]) == 3
+    prepare(poems, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def stop_after_shards(config, directory, shards):
+def stop_after_parts(config, directory, parts):
     def stop(message):
-        if f"{shards - 1:05d}.bin" in message:
+        if f": part {parts} of" in message:
             raise Killed
 
     with pytest.raises(Killed):
@@ -260,16 +298,16 @@ def stop_after_shards(config, directory, shards):
     ("damage", "says"),
     [
         (
-            lambda out: (out / "train-00001.bin").write_bytes(b"xx"),
-            "train-00001.bin is not as it was written: starting",
+            lambda out: (out / "train-00001-00000.bin").write_bytes(b"xx"),
+            "train-00001-00000.bin is not as it was written: starting",
         ),
         (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json is not as it was written: starting over"),
         (lambda out: (out / "progress.json").write_text("{"), "reading"),
     ],
 )
 def test_damaged_work_is_done_again(poems, tmp_path, damage, says):
-    prepare(poems, tmp_path / "whole", progress=quiet)
-    stop_after_shards(poems, tmp_path / "out", 4)
+    prepare(poems, tmp_path / "whole")
+    stop_after_parts(poems, tmp_path / "out", 4)
     damage(tmp_path / "out")
     said = []
     prepare(poems, tmp_path / "out", progress=said.append)
@@ -279,8 +317,8 @@ def test_damaged_work_is_done_again(poems, tmp_path, damage, says):
 
 def test_unfinished_work_of_other_options_is_thrown_away(poems, tmp_path):
     large = dataclasses.replace(poems, tokens_per_shard=10**6)
-    prepare(large, tmp_path / "whole", progress=quiet)
-    stop_after_shards(poems, tmp_path / "out", 4)
+    prepare(large, tmp_path / "whole")
+    stop_after_parts(poems, tmp_path / "out", 4)
     said = []
     prepare(large, tmp_path / "out", progress=said.append)
     assert said[0] == f"{tmp_path / 'out'} holds unfinished tokens of other options or another corpus: starting over"
@@ -288,24 +326,24 @@ def test_unfinished_work_of_other_options_is_thrown_away(poems, tmp_path):
 
 
 def test_full_disk(poems, tmp_path, monkeypatch):
-    prepare(poems, tmp_path / "whole", progress=quiet)
+    prepare(poems, tmp_path / "whole")
     fsync, calls = os.fsync, []
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) == 5:
+        if len(calls) == 7:
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError) as caught:
-        prepare(poems, tmp_path / "out", progress=quiet)
+        prepare(poems, tmp_path / "out")
     assert str(caught.value) == (
-        f"{tmp_path / 'out' / 'train-00001.bin'} cannot be written (No space left on device); make room and run again:"
-        " it goes on after the finished shards"
+        f"{tmp_path / 'out' / 'train-00002-00000.bin'} cannot be written (No space left on device); make room and run"
+        " again: it goes on after the finished parts"
     )
-    assert set(contents(tmp_path / "out")) == {"progress.json", "tokenizer.json", "train-00000.bin"}
-    prepare(poems, tmp_path / "out", progress=quiet)
+    assert "train-00000-00000.bin" in contents(tmp_path / "out")
+    prepare(poems, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -313,7 +351,7 @@ def test_file_size_limit_of_the_system(tmp_path):
     script = f"""
 import resource, signal
 from gpt2_jax.config import DataConfig
-from gpt2_jax.data.tokenize import prepare
+from gpt2_jax.data.prepare import prepare
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 config = DataConfig(source="files", paths={str(tmp_path / "story.txt")!r}, tokenizer="characters")
@@ -327,16 +365,18 @@ print("tensorflow" in sys.modules)
     (tmp_path / "story.txt").write_text(STORY * 10)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     error, tensorflow = done.stdout.splitlines()
-    assert error.startswith(f"{tmp_path / 'out' / 'train-00000.bin'} cannot be written (File too large); make room")
+    assert error.startswith(
+        f"{tmp_path / 'out' / 'train-00000-00000.bin'} cannot be written (File too large); make room"
+    )
     assert set(contents(tmp_path / "out")) == {"progress.json", "tokenizer.json"}
     assert tensorflow == "False", "preparing data must not pay for importing TensorFlow"
 
 
 def test_other_options_are_refused(poems, tmp_path):
     out = tmp_path / "out"
-    prepare(poems, out, progress=quiet)
+    prepare(poems, out)
     with pytest.raises(InputError) as caught:
-        prepare(dataclasses.replace(poems, vocab_size=300, split="tail"), out, progress=quiet)
+        prepare(dataclasses.replace(poems, vocab_size=300, split="tail"), out)
     assert str(caught.value) == (
         f"{out} holds tokens of another corpus: data.split was 'auto' and is 'tail'; data.vocab_size was 280 and is"
         f" 300; delete {out} to make it again, or choose another workdir"
@@ -346,20 +386,20 @@ def test_other_options_are_refused(poems, tmp_path):
     with pytest.raises(
         InputError, match=r"another corpus: the corpus changed \(it was .*poems.jsonl: 1 file, 0.00 MB\);"
     ):
-        prepare(poems, out, progress=quiet)
+        prepare(poems, out)
     os.remove(poems.paths)
-    assert prepare(poems, out, progress=quiet).count("train") > 0  # a workdir may move to where the corpus is not
+    assert prepare(poems, out).count("train") > 0  # a workdir may move to where the corpus is not
 
 
 def test_tokenizer_from_a_path(poems, tmp_path):
     mine = train_bpe(["la la poem"], 260).save(tmp_path / "mine.json")
     config = dataclasses.replace(poems, tokenizer=str(mine))
-    prepared = prepare(config, tmp_path / "out", progress=quiet)
+    prepared = prepare(config, tmp_path / "out")
     assert prepared.tokenizer.to_json() == mine.read_text()
-    prepare(config, tmp_path / "out", progress=quiet)
+    prepare(config, tmp_path / "out")
     train_bpe(["other text"], 260).save(mine)
     with pytest.raises(InputError, match=r"the tokenizer at .*mine.json changed; delete .*out to make it again"):
-        prepare(config, tmp_path / "out", progress=quiet)
+        prepare(config, tmp_path / "out")
 
 
 def test_damaged_folders(poems, tmp_path):
@@ -367,21 +407,21 @@ def test_damaged_folders(poems, tmp_path):
     redo = f"; delete {out} to make it again, or choose another workdir$"
     with pytest.raises(InputError, match=r"out holds no manifest.json, so no tokens; prepare makes them$"):
         load_prepared(out)
-    prepared = prepare(poems, out, progress=quiet)
-    shard = out / "train-00002.bin"
+    prepared = prepare(poems, out)
+    shard = out / "train-00002-00000.bin"
     data = shard.read_bytes()
 
     shard.write_bytes(data[:-2] + b"??")
-    with pytest.raises(InputError, match=r"train-00002.bin is corrupted: its sha256 is not [0-9a-f]{64}" + redo):
+    with pytest.raises(InputError, match=r"train-00002-00000.bin is corrupted: its sha256 is not [0-9a-f]{64}" + redo):
         prepared.verify()
     shard.write_bytes(data[:-1])
-    with pytest.raises(InputError, match=r"train-00002.bin is cut: it has 199 bytes of 200" + redo):
+    with pytest.raises(InputError, match=r"train-00002-00000.bin is cut: it has 199 bytes of 200" + redo):
         load_prepared(out)
     shard.unlink()
-    with pytest.raises(InputError, match=r"train-00002.bin is missing" + redo):
-        prepare(poems, out, progress=quiet)
+    with pytest.raises(InputError, match=r"train-00002-00000.bin is missing" + redo):
+        prepare(poems, out)
     (out / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(InputError, match=r"out has format 99, this version reads 1" + redo):
+    with pytest.raises(InputError, match=r"out has format 99, this version reads 1 and 2" + redo):
         load_prepared(out)
     (out / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest.json is corrupted \(Expecting property name .*\)" + redo):
@@ -389,11 +429,11 @@ def test_damaged_folders(poems, tmp_path):
 
 
 def test_wrong_arguments(poems, tmp_path):
-    prepared = prepare(poems, tmp_path / "out", progress=quiet)
+    prepared = prepare(poems, tmp_path / "out")
     with pytest.raises(InputError, match=r"^split is 'test'; it must be 'train' or 'validation'$"):
         prepared.count("test")
     with pytest.raises(InputError, match=r"poems.jsonl cannot be made \(.*\); choose another workdir$"):
-        prepare(poems, poems.paths, progress=quiet)
+        prepare(poems, poems.paths)
 
 
 @settings(max_examples=25, deadline=None)
@@ -410,7 +450,7 @@ def test_round_trip(tmp_path_factory, texts, tokens_per_shard):
     kept = [text for text in texts if text.strip()]
     if sum(map(len, kept)) < 20:
         return
-    prepared = prepare(config, folder / "out", progress=quiet)
+    prepared = prepare(config, folder / "out")
     both = [*tokens(prepared, "train"), *tokens(prepared, "validation")]
     assert prepared.tokenizer.decode(both) == "".join(kept)
     assert both.count(prepared.tokenizer.end_of_text) == len(kept)

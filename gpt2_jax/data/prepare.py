@@ -1,0 +1,471 @@
+"""The prepared road: a corpus to token shards on disk, made once, in parallel, by parts.
+
+A prepared folder holds `train-00000-00000.bin ...` (part, shard), `validation-...`, `tokenizer.json` and, written last,
+`manifest.json`. Until then `progress.json` says which parts are finished; a run that is killed goes on after them and
+ends with the same bytes as one that is not, whatever the number of workers.
+"""
+
+import array
+import concurrent.futures.process
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data.documents import Part
+from gpt2_jax.data.hub import HubShard
+from gpt2_jax.data.prepared import FORMAT, Prepared, hashes, load_prepared, redo, sha256_of, shards_of
+from gpt2_jax.data.sources import Source, nothing_kept, open_source
+from gpt2_jax.data.tokenize import SPLITS, Division, Encoding, Task, document_hash, encode_part
+from gpt2_jax.errors import InputError
+from gpt2_jax.tokenizer import Tokenizer, load, train_bpe, train_characters
+
+DOCUMENT_SPLIT_FROM = 20
+# Options that change how tokens are made or used, and not which they are.
+FREE = frozenset(
+    (
+        *("source", "reweigh", "retries", "encoder", "workers", "road", "readers", "shuffle_windows", "fill_cache"),
+        *("mask_documents", "restart_positions"),
+    )
+)
+Progress = Callable[[str], None]
+
+
+def prepare(
+    config: DataConfig, directory: str | Path, *, progress: Progress = logging.info, workers: int | None = None
+) -> dict[str, Prepared]:
+    """Makes the tokens of `config` in `directory`, goes on with them, or finds them done.
+
+    Args:
+      config: the corpora, their split and their tokenizer.
+      directory: a folder for this alone; made if absent. Each corpus of a mixture has a folder of its own in it.
+      progress: is told in one line what happens.
+      workers: processes; None is `config.workers`.
+
+    Returns:
+      {name of the source: its tokens}.
+
+    Raises:
+      InputError: a bad corpus or tokenizer, a split left empty, a full disk, or a folder that holds the tokens of
+        another corpus or of other options.
+    """
+    directory = Path(directory)
+    names = list(config.weights)
+    folders = {name: directory if len(names) == 1 else directory / name.replace("/", "--") for name in names}
+    found = {name: _finished(config, name, folder, progress) for name, folder in folders.items()}
+    if all(found.values()):
+        return found
+
+    sources = {name: open_source(config, name) for name in names}
+    for folder in folders.values():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error.strerror}); choose another workdir") from None
+    with _pool(config.workers if workers is None else workers, sources.values()) as run:
+        records = {name: _resume(folders[name], config, sources[name], progress) for name in names}
+        known = {name: Layout.of_record(config, sources[name], records[name]) for name in names}
+        layouts = {name: known[name] or lay_out(config, sources[name], run, progress) for name in names}
+        tokenizer = _tokenizer(config, layouts, [r and folders[name] for name, r in records.items()], progress)
+        for name in names:
+            record = records[name] or _begin(folders[name], config, layouts[name], tokenizer)
+            _finish(folders[name], config, layouts[name], tokenizer, record, run, progress)
+    return {name: load_prepared(folder) for name, folder in folders.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the texts of a corpus go.
+
+    Attributes:
+      source: the corpus.
+      division: which text trains.
+      positions: characters before each part.
+      duplicates: of each part, the rows that are left out.
+    """
+
+    source: Source
+    division: Division
+    positions: tuple[int, ...]
+    duplicates: tuple[frozenset[int], ...]
+
+    @classmethod
+    def of_record(cls, config: DataConfig, source: Source, record: dict[str, Any] | None) -> "Layout | None":
+        """The layout of an unfinished run, unless it has to be found again."""
+        if record is None or config.deduplicate:
+            return None
+        nothing = (frozenset(),) * len(source.parts)
+        return cls(source, Division(**record["division"]), tuple(record["positions"]), nothing)
+
+    def tasks(self, config: DataConfig, encoding: Encoding, dtype: str) -> list[Task]:
+        """One a part."""
+        parts = zip(self.source.parts, self.positions, self.duplicates)
+        return [
+            Task(
+                part=part,
+                number=i,
+                encoding=encoding,
+                division=self.division,
+                position=position,
+                duplicates=duplicates,
+                dtype=dtype,
+                tokens_per_shard=config.tokens_per_shard,
+                masked=bool(self.source.config.prompt_key),
+            )
+            for i, (part, position, duplicates) in enumerate(parts)
+        ]
+
+    def texts(self, config: DataConfig, splits: Sequence[str]) -> Iterator[str]:
+        """The texts and prompts of some splits."""
+        for task in self.tasks(config, Encoding(""), ""):
+            for split, document, _ in task.divided(Counter()):
+                if split in splits:
+                    yield from filter(None, (document.prompt, document.text))
+
+
+def lay_out(config: DataConfig, source: Source, run: Callable, progress: Progress) -> Layout:
+    """Reads the corpus once to place the boundary between training and validation text, and to find duplicates.
+
+    "document" takes the `max(1, round(n * validation_fraction))` documents with the lowest hash, and any with the same
+    text as one of them; "tail" cuts the corpus after `int(characters * (1 - validation_fraction))`. A dataset of the
+    hub is not read beforehand unless `config.deduplicate`: of it those documents validate whose hash is in the lowest
+    `validation_fraction` of all hashes.
+
+    Raises:
+      InputError: one of the two would be empty.
+    """
+    parts = source.parts
+    if parts and isinstance(parts[0], HubShard) and config.split != "tail" and not config.deduplicate:
+        boundary = int(config.validation_fraction * 2**64)
+        return Layout(source, Division("document", boundary), (0,) * len(parts), (frozenset(),) * len(parts))
+    progress(f"reading {source.describe()}")
+    counts: Counter = Counter()
+    seen: set[int] = set()
+    hashes, characters, positions, duplicates = array.array("Q"), 0, [], []
+    for survey in run(survey_part, parts):
+        counts.update(survey.counts)
+        positions.append(characters)
+        again = set()
+        for row, digest, length in zip(survey.rows, survey.hashes, survey.lengths):
+            if config.deduplicate and digest in seen:
+                again.add(row)
+                continue
+            if config.deduplicate:
+                seen.add(digest)
+            hashes.append(digest)
+            characters += length
+        duplicates.append(frozenset(again))
+    if not hashes:
+        raise nothing_kept(source, counts)
+    return Layout(source, _division(config, hashes, characters), tuple(positions), tuple(duplicates))
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """The documents of a part: rows, hashes and lengths in characters, and what was left out."""
+
+    rows: array.array
+    hashes: array.array
+    lengths: array.array
+    counts: Counter
+
+
+def survey_part(part: Part) -> Survey:
+    """Reads a part once."""
+    survey = Survey(array.array("Q"), array.array("Q"), array.array("Q"), Counter())
+    for row, document in part.documents(0, survey.counts):
+        survey.rows.append(row)
+        survey.hashes.append(document_hash(document))
+        survey.lengths.append(len(document.text))
+    return survey
+
+
+def _division(config: DataConfig, hashes: array.array, characters: int) -> Division:
+    n, fraction = len(hashes), config.validation_fraction
+    if config.split == "tail" or (config.split == "auto" and n < DOCUMENT_SPLIT_FROM):
+        boundary = int(characters * (1 - fraction))
+        if not 0 < boundary < characters:
+            raise InputError(
+                f"the corpus has {characters} characters, and data.validation_fraction {fraction} puts {boundary} of"
+                " them in the training split, so that one of the splits is empty; change it or give more text"
+            )
+        return Division("tail", boundary)
+    count = max(1, round(n * fraction))
+    boundary = int(np.partition(np.array(hashes), count - 1)[count - 1])
+    if max(hashes) <= boundary:
+        raise InputError(
+            f"the corpus has {n} documents ({len(set(hashes))} different), and data.validation_fraction {fraction}"
+            " leaves none to train on; change it, give more documents, or use --config.data.split=tail"
+        )
+    return Division("document", boundary)
+
+
+def control_code(name: str) -> str:
+    """The special token of a source: "<|poetry|>", of a hub id its last part."""
+    return f"<|{name.rpartition('/')[2]}|>"
+
+
+def _tokenizer(
+    config: DataConfig, layouts: dict[str, Layout], unfinished: list[Path | None], progress: Progress
+) -> Tokenizer:
+    """The tokenizer of all corpora, trained on the training texts if it has to be."""
+    for folder in filter(None, unfinished):
+        return load(folder / "tokenizer.json")
+    if config.tokenizer == "bpe":
+        progress(f"training a byte-level BPE of {config.vocab_size} entries")
+        texts = (text for layout in layouts.values() for text in layout.texts(config, ("train",)))
+        tokenizer = train_bpe(texts, config.vocab_size)
+    elif config.tokenizer == "characters":
+        tokenizer = train_characters(t for layout in layouts.values() for t in layout.texts(config, SPLITS))
+    else:
+        tokenizer = load(config.tokenizer)
+    return (
+        tokenizer.with_special_tokens([control_code(name) for name in layouts]) if config.control_codes else tokenizer
+    )
+
+
+def _options(config: DataConfig, name: str) -> dict[str, Any]:
+    """What decides the tokens of a source."""
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
+    return {"source": name, **options}
+
+
+def _begin(folder: Path, config: DataConfig, layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Writes the tokenizer and a record without parts."""
+    for leftover in (*folder.glob("*.bin*"), *folder.glob("*.mask*")):
+        leftover.unlink()
+    write_file(folder, "tokenizer.json", tokenizer.to_json().encode())
+    record = {
+        "format": FORMAT,
+        "options": _options(config, layout.source.name),
+        "source": layout.source.describe(),
+        "fingerprint": layout.source.fingerprint(),
+        "division": dataclasses.asdict(layout.division),
+        "vocab_size": len(tokenizer),
+        "dtype": "<u2" if len(tokenizer) <= 2**16 else "<u4",
+        "tokenizer": sha256_of(folder / "tokenizer.json"),
+        "positions": list(layout.positions),
+        "parts": {},
+    }
+    _save(folder, "progress.json", record)
+    return record
+
+
+def _resume(folder: Path, config: DataConfig, source: Source, progress: Progress) -> dict[str, Any] | None:
+    """The record of an unfinished run of the same options and corpus whose finished files are intact."""
+    for name in ("manifest.json", "progress.json"):
+        try:
+            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            break
+        except (FileNotFoundError, ValueError):
+            continue
+    else:
+        return None
+    wanted = {"format": FORMAT, "options": _options(config, source.name), "fingerprint": source.fingerprint()}
+    if any(record.get(key) != value for key, value in wanted.items()):
+        progress(f"{folder} holds unfinished tokens of other options or another corpus: starting over")
+        return None
+    if "splits" in record:  # a finished one of a mixture
+        return record
+    for file, sha256 in hashes(record):
+        if not (folder / file).exists() or sha256_of(folder / file) != sha256:
+            progress(f"{folder / file} is not as it was written: starting over")
+            return None
+    progress(f"going on after {len(record['parts'])} finished parts, {len(shards_of(record))} shards")
+    return record
+
+
+def _finish(
+    folder: Path,
+    config: DataConfig,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    record: dict[str, Any],
+    run: Callable,
+    progress: Progress,
+) -> None:
+    """Writes the parts that `record` lacks, then the manifest."""
+    if "splits" in record:
+        return
+    name = layout.source.name
+    control = tokenizer.encode(control_code(name), allow_special=True)[0] if config.control_codes else None
+    encoding = Encoding(tokenizer.to_json(), config.encoder, control)
+    tasks = layout.tasks(config, encoding, record["dtype"])
+    todo = [task for task in tasks if str(task.number) not in record["parts"]]
+    began, done = time.monotonic(), 0
+    for task, entry in zip(todo, run(functools.partial(write_part, folder), todo)):
+        record["parts"][str(task.number)] = entry
+        _save(folder, "progress.json", record)
+        tokens = sum(split["tokens"] for split in entry["splits"].values())
+        done += tokens
+        progress(
+            f"{folder.name}: part {len(record['parts'])} of {len(tasks)}, {task.part.name}: {tokens:,} tokens "
+            f"({done / max(time.monotonic() - began, 1e-9):,.0f} tokens/s)"
+        )
+    manifest = manifest_of(record, layout.source)
+    _save(folder, "manifest.json", manifest)
+    (folder / "progress.json").unlink()
+    progress(f"{folder}: {_summary(manifest)}")
+
+
+def write_part(folder: Path, task: Task) -> dict[str, Any]:
+    """`encode_part` to files in `folder`."""
+    return encode_part(task, functools.partial(write_file, folder))
+
+
+def manifest_of(record: dict[str, Any], source: Source) -> dict[str, Any]:
+    """The manifest of a record with all its parts.
+
+    Raises:
+      InputError: a split without tokens.
+    """
+    manifest = {key: value for key, value in record.items() if key not in ("parts", "positions")}
+    parts = [record["parts"][str(i)] for i in range(len(source.parts))]
+    counts: Counter = Counter()
+    for part in parts:
+        counts.update(part["counts"])
+    if not counts["kept"]:
+        raise nothing_kept(source, counts)
+    splits = {}
+    for split in SPLITS:
+        entries = [part["splits"][split] for part in parts]
+        splits[split] = {
+            key: sum(entry[key] for entry in entries) for key in ("documents", "tokens", "learnt", "bytes")
+        }
+        splits[split]["largest"] = max(entry["largest"] for entry in entries)
+        splits[split]["shards"] = [shard for entry in entries for shard in entry["shards"]]
+        if not splits[split]["tokens"]:
+            raise InputError(
+                f"the {split} split of {source.name} has no document; change data.validation_fraction "
+                f"({record['options']['validation_fraction']}) or give more documents"
+            )
+    return {**manifest, "counts": dict(sorted(counts.items())), "splits": splits}
+
+
+def _finished(config: DataConfig, name: str, folder: Path, progress: Progress) -> Prepared | None:
+    """What `folder` holds, if it is finished.
+
+    Raises:
+      InputError: it is of another corpus or of other options. A corpus that is gone from here counts as the same.
+    """
+    if not (folder / "manifest.json").exists():
+        return None
+    prepared = load_prepared(folder)
+    before, now = prepared.manifest["options"], _options(config, name)
+    if prepared.manifest["format"] == 1:  # had fewer options, and one default of another name
+        now = {key: value for key, value in now.items() if key in before} | {"text_key": config.text_key or "text"}
+    changed = [f"data.{k} was {before.get(k)!r} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
+    if not changed:
+        try:
+            same = open_source(config, name).fingerprint() == prepared.manifest["fingerprint"]
+        except InputError:
+            same = True
+        changed += [] if same else [f"the corpus changed (it was {prepared.manifest['source']})"]
+    if not changed and config.tokenizer not in ("bpe", "characters") and Path(config.tokenizer).expanduser().exists():
+        codes = [control_code(other) for other in config.weights] if config.control_codes else []
+        same = load(config.tokenizer).with_special_tokens(codes).to_json() == prepared.tokenizer.to_json()
+        changed += [] if same else [f"the tokenizer at {config.tokenizer} changed"]
+    if changed:
+        raise InputError(f"{folder} holds tokens of another corpus: {'; '.join(changed)}; {redo(folder)}")
+    (folder / "progress.json").unlink(missing_ok=True)
+    progress(f"{folder} holds the tokens already: {_summary(prepared.manifest)}")
+    return prepared
+
+
+class _pool:
+    """`with _pool(workers, sources) as run`: `run(function, items)` gives the results in order as they come."""
+
+    def __init__(self, workers: int, sources: Iterable[Source]):
+        parts = max((len(source.parts) for source in sources), default=1)
+        self.workers = min(workers or os.cpu_count() or 1, parts)
+
+    def __enter__(self) -> Callable[[Callable, Sequence], Iterator]:
+        self.executor = None
+        if self.workers <= 1:
+            return map
+        self.executor = concurrent.futures.ProcessPoolExecutor(
+            self.workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
+        )
+        return self._run
+
+    def _run(self, function: Callable, items: Sequence) -> Iterator:
+        """Not `Executor.map`: that takes all items at once and keeps all results."""
+        waiting: list[concurrent.futures.Future] = []
+        for item in items:
+            waiting.append(self.executor.submit(function, item))
+            if len(waiting) > 2 * self.workers:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if self.executor is None:
+            return
+        if error is not None:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        if isinstance(error, concurrent.futures.process.BrokenProcessPool):
+            raise InputError(
+                "a process that prepares died, perhaps for want of memory; run again, it goes on after the finished "
+                "parts: with fewer processes (--config.data.workers) if it comes again"
+            ) from None
+
+
+def _start_worker(parent: int) -> None:
+    """One core each; ctrl-C is the parent's, and without it a worker has nothing to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def write_file(folder: Path, name: str, data: bytes) -> None:
+    """Writes all of `data`, or leaves what was there before.
+
+    Raises:
+      InputError: the disk refuses.
+    """
+    path = folder / name
+    unfinished = path.with_name(f"{name}.{os.getpid()}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); make room and run again: it goes on after the finished parts"
+        ) from None
+
+
+def _save(folder: Path, name: str, record: dict[str, Any]) -> None:
+    write_file(folder, name, (json.dumps(record, indent=2) + "\n").encode())
+
+
+def _summary(manifest: dict[str, Any]) -> str:
+    counts = [
+        f"{s['tokens']:,} {name} tokens of {s['documents']:,} documents" for name, s in manifest["splits"].items()
+    ]
+    dropped = [f"{n:,} {reason}" for reason, n in manifest.get("counts", {}).items() if reason != "kept"]
+    left_out = f"; left out {', '.join(dropped)}" if dropped else ""
+    return f"{manifest['source']}; {', '.join(counts)}{left_out}; vocabulary of {manifest['vocab_size']:,}"
