@@ -7,6 +7,8 @@ dataclasses, so a misspelt or impossible option stops a run before it starts.
 
 import dataclasses
 import difflib
+import inspect
+import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict, config_dict
@@ -53,6 +55,7 @@ class DataConfig:
       encoder: what runs a byte-level BPE: "tokenizers", or "tiktoken", several times faster with the same ids.
       tokens_per_shard: tokens in one shard file, at most.
       workers: processes that prepare; 0 is one a core.
+      prepared: the folder of the tokens, which runs may share; "" is `data/` in the workdir.
       road: "prepared" writes all tokens before training; "stream" trains on them as they come.
       readers: with "stream", parts that are read side by side; a multiple of the number of processes. The batches
         depend on it, and not on the processes.
@@ -87,6 +90,7 @@ class DataConfig:
     encoder: Literal["tokenizers", "tiktoken"] = "tokenizers"
     tokens_per_shard: int = 100_000_000
     workers: int = 0
+    prepared: str = ""
     road: Literal["prepared", "stream"] = "prepared"
     readers: int = 8
     shuffle_windows: int = 512
@@ -458,6 +462,13 @@ def suggest(name: str, known: list[str]) -> str:
     """The end of an error about an unknown `name`: the nearest known one, or all of them."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def meanings(kind: type) -> dict[str, str]:
+    """{option: its meaning} of a group, from the "Attributes" of its docstring, in one line each."""
+    _, _, attributes = inspect.getdoc(kind).partition("Attributes:\n")
+    found = re.findall(r"^  (\w[\w, ]*): (.*(?:\n    .*)*)", attributes, re.M)
+    return {name: " ".join(text.split()) for names, text in found for name in names.split(", ")}
 
 
 def _groups() -> dict[str, type]:

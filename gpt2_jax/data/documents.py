@@ -7,10 +7,12 @@ what is left out alike.
 import bz2
 import dataclasses
 import gzip
+import io
 import json
 import lzma
 import re
 import tokenize
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -212,11 +214,8 @@ def open_compressed(path: Path) -> BinaryIO:
         case ".xz":
             return lzma.open(path, "rb")
         case ".zst":
-            try:
-                import zstandard
-            except ImportError:
-                raise InputError(f"reading {path} needs zstandard; pip install 'gpt2_jax[data]'") from None
-            return zstandard.open(path, "rb")
+            pa, _ = pyarrow(path)  # not zstandard, which takes a file cut short for its end
+            return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
         case _:
             return open(path, "rb")
 
@@ -231,9 +230,9 @@ class explained:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        damaged = isinstance(error, (EOFError, lzma.LZMAError)) or type(error).__name__ in ("ZstdError", "BadGzipFile")
+        damaged = isinstance(error, (EOFError, lzma.LZMAError, zlib.error))
         if isinstance(error, OSError) or damaged:
-            reason = getattr(error, "strerror", None) or error
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise InputError(f"{self.path} cannot be read ({reason}); check it and its permissions") from None
 
 

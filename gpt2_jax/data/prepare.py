@@ -37,7 +37,7 @@ DOCUMENT_SPLIT_FROM = 20
 FREE = frozenset(
     (
         *("source", "reweigh", "retries", "encoder", "workers", "road", "readers", "shuffle_windows", "fill_cache"),
-        *("mask_documents", "restart_positions"),
+        *("prepared", "mask_documents", "restart_positions"),
     )
 )
 Progress = Callable[[str], None]

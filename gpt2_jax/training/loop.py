@@ -183,7 +183,7 @@ class Run:
         keep_freed_memory()
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
-        (prepared,) = prepare(unbound.data, workdir / "data", progress=say).values()
+        (prepared,) = prepare(unbound.data, data_folder(unbound, workdir), progress=say).values()
         config = bind_vocabulary(options, len(prepared.tokenizer))
         prepared.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         parts = config.training.accumulation_steps
@@ -295,6 +295,11 @@ class Run:
             f"{num_parameters(model):,} parameters on {dict(self.mesh.shape)} of {device.device_kind}; "
             f"{self.config.training.steps:,} steps of {tokens_per_step:,} tokens"
         )
+
+
+def data_folder(config: Config, workdir: Path) -> Path:
+    """Where the run's tokens are."""
+    return Path(config.data.prepared).expanduser() if config.data.prepared else workdir / "data"
 
 
 def eval_batch_size(config: Config) -> int:
