@@ -305,7 +305,8 @@ class EvaluationConfig:
 
     Attributes:
       every: steps between evaluations; 0 evaluates only before and after training.
-      windows: validation windows of `training.sequence_length` tokens, spread evenly; 0 is the whole split.
+      windows: validation windows of `training.sequence_length` tokens, spread evenly, of each source; 0 is the whole
+        split.
       batch_size: sequences in one evaluation step; 0 is `training.batch_size` over the accumulation steps.
     """
 

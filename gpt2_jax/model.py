@@ -214,29 +214,54 @@ class GPT2(nnx.Module):
             self.lm_head = Embedding(rows, C, keys[3], std=std, used=V)
         self.config = config
 
-    def __call__(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
         """Logits of the token after each position.
 
         Args:
           tokens: int [B, T] ids in [0, V), T at most n_positions. Ids are checked outside jit only; a shape always.
           key: drops units as in training; None (the default) drops nothing.
+          segments: int [B, T]; a token sees those of its own segment up to itself. None: all are one.
+          positions: int [B, T] in [0, n_positions), checked as ids are. None: 0 ... T - 1.
 
         Returns:
           float32 [B, T, V].
 
         Raises:
-          InputError: wrong rank or dtype, too long a context, or an id outside the vocabulary.
+          InputError: wrong rank, shape or dtype, too long a context, or an id or position out of range.
         """
         tokens = check_tokens(self.config, tokens)
-        return self.head(self.hidden(tokens, key=key))[..., : self.config.vocab_size]
+        segments = check_rows("segments", segments, tokens)
+        positions = check_rows("positions", positions, tokens, below=self.config.n_positions)
+        x = self.hidden(tokens, key=key, segments=segments, positions=positions)
+        return self.head(x)[..., : self.config.vocab_size]
 
-    def hidden(self, tokens: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
-        """tokens [B, T] -> final normalised states [B, T, C] in `config.dtype`, over the stacked blocks or a list."""
+    def hidden(
+        self,
+        tokens: jax.Array,
+        *,
+        key: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """tokens [B, T] -> final normalised states [B, T, C] in `config.dtype`, over the stacked blocks or a list.
+
+        `segments` and `positions` as in `__call__`, unchecked.
+        """
         config = self.config
         keys = (None, None) if key is None else jax.random.split(key)
         T = tokens.shape[1]
-        x = dropout(self._embed(tokens, self.wpe.embedding[:T]), config.embd_pdrop, keys[0])
+        table = self.wpe.embedding[:T] if positions is None else self.wpe.embedding[positions]
+        x = dropout(self._embed(tokens, table), config.embd_pdrop, keys[0])
         mask = jnp.tril(jnp.ones((T, T), bool))  # [T, S]
+        if segments is not None:
+            mask &= (segments[:, :, None] == segments[:, None, :])[:, None]  # [B, 1, T, S]
         block_keys = None if key is None else jax.random.split(keys[1], config.n_layer)
 
         def block(x, layer):
@@ -356,6 +381,28 @@ def check_tokens(config: GPT2Config, tokens: jax.Array | np.ndarray | Sequence[S
                 "text with this model's own tokenizer"
             )
     return jnp.asarray(tokens)
+
+
+def check_rows(
+    name: str, rows: jax.Array | np.ndarray | None, tokens: jax.Array, below: int | None = None
+) -> jax.Array | None:
+    """`rows` as an array, if they are None or int of the shape of `tokens`, from 0 to `below` - 1 (outside jit only).
+
+    Raises:
+      InputError: they are not.
+    """
+    if rows is None:
+        return None
+    rows = jnp.asarray(rows)
+    if rows.shape != tokens.shape or not jnp.issubdtype(rows.dtype, jnp.integer):
+        raise InputError(
+            f"{name} are {rows.dtype}{list(rows.shape)}; they must be integers {list(tokens.shape)}, one a token"
+        )
+    if below is not None and not isinstance(rows, jax.core.Tracer):
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= below:
+            raise InputError(f"{name} are from {low} to {high}; they must be from 0 to {below - 1}")
+    return rows
 
 
 def unstack(model: GPT2) -> GPT2:

@@ -1,56 +1,109 @@
-"""Tokens to batches: `{"tokens": int32 [B, T+1], "mask": bool [B, T]}`, True where a predicted token counts.
+"""Prepared tokens to batches: `{"tokens": int32 [B, T+1], "mask": bool [B, T]}`, mask True where a prediction counts.
 
-Training order is a function of (seed, step), so a run resumes at any step at once and without a buffer to restore.
-The only module of the package that imports TensorFlow, which it keeps away from accelerators.
+Where documents are told apart, windows.py adds `segments` and `positions`, int32 [B, T]. Training order is a function
+of (seed, step), so a run resumes at any step at once and without a buffer to restore. TensorFlow is kept away from
+accelerators.
 """
 
+import bisect
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.prepared import Prepared
+from gpt2_jax.data.windows import boundaries
 from gpt2_jax.errors import InputError
 
 tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
-PREFETCHED_BATCHES = 4
+PREFETCHED_CHUNKS = 4
+CHUNK_WINDOWS = 128  # small batches are made several at once: a call from TensorFlow costs as much as ten windows
+
+Batch = dict[str, np.ndarray]
 
 
 class TokenStream:
-    """The shards of a split as one sequence of tokens, left on disk."""
+    """The shards of a split as one sequence, left on disk."""
 
-    def __init__(self, prepared: Prepared, split: str):
-        self._shards = [np.asarray(shard) for shard in prepared.tokens(split)]  # plain views slice faster than memmaps
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+    def __init__(self, shards: Sequence[np.ndarray]):
+        self._shards = [np.asarray(shard) for shard in shards]  # plain views slice faster than memmaps
+        self._ends = list(itertools.accumulate(map(len, shards)))
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1] if self._ends else 0
 
-    def window(self, start: int, length: int) -> np.ndarray:
-        """Tokens `start` to `start + length` [length]; fewer at the end."""
-        first = int(np.searchsorted(self._ends, start, side="right"))
-        parts = []
-        for shard, end in zip(self._shards[first:], self._ends[first:]):
-            offset = start - int(end) + len(shard)
-            parts.append(shard[offset : offset + length])
-            start, length = start + len(parts[-1]), length - len(parts[-1])
-            if length == 0:
-                break
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def read(self, start: int, row: np.ndarray) -> int:
+        """Fills `row` with what begins at `start`, as far as there is something: returns how far."""
+        done, k = 0, bisect.bisect_right(self._ends, start)
+        while done < len(row) and k < len(self._shards):
+            begin = self._ends[k - 1] if k else 0
+            stop = min(start + len(row), self._ends[k])
+            row[done : stop - start] = self._cut(k, start + done - begin, stop - begin)
+            done, k = stop - start, k + 1
+        return done
 
-    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Whole windows from `starts` [B]: int32 [B, length]."""
-        rows = np.empty((len(starts), length), np.int32)
-        for row, start in zip(rows, starts.tolist()):
-            row[:] = self.window(start, length)
-        return rows
+    def _cut(self, k: int, start: int, stop: int) -> np.ndarray:
+        return self._shards[k][start:stop]
+
+
+class LearntStream(TokenStream):
+    """Which tokens of a `TokenStream` are learnt, of `Prepared.learnt`'s bits."""
+
+    def __init__(self, tokens: TokenStream, bits: Sequence[np.ndarray]):
+        self._shards, self._ends = [np.asarray(shard) for shard in bits], tokens._ends
+
+    def _cut(self, k: int, start: int, stop: int) -> np.ndarray:
+        bits = np.unpackbits(self._shards[k][start // 8 : -(-stop // 8)])
+        return bits[start % 8 : start % 8 + stop - start]
+
+
+def open_split(prepared: Prepared, split: str) -> tuple[TokenStream, LearntStream | None]:
+    """The tokens of a split, and which of them are learnt (None: all)."""
+    tokens, learnt = TokenStream(prepared.tokens(split)), prepared.learnt(split)
+    return tokens, None if learnt is None else LearntStream(tokens, learnt)
+
+
+class Grid:
+    """The training windows of one source: each epoch lays them T apart from a random offset on.
+
+    Args:
+      prepared: its tokens.
+      name: for errors; "" of a source that is alone.
+      T: tokens predicted in a window.
+      seed: of the offsets, a tuple of integers.
+
+    Raises:
+      InputError: a training split shorter than one window.
+    """
+
+    def __init__(self, prepared: Prepared, name: str, T: int, seed: tuple[int, ...]):
+        self.tokens, self.learnt = open_split(prepared, "train")
+        n = len(self.tokens)
+        if n < T + 1:
+            raise InputError(
+                f"the training split {f'of {name} ' if name else ''}has {n} tokens; training.sequence_length is {T} and"
+                f" needs at least {T + 1}: use a shorter context (--config.model.n_positions=...) or more text"
+            )
+        self.per_epoch = max(1, (n - T) // T)
+        self._T, self._seed, self._offsets = T, seed, min(T, n - self.per_epoch * T)
+        self._offset = functools.lru_cache(maxsize=8)(self._draw_offset)
+
+    def start(self, epoch: int, position: int) -> int:
+        """Where in the split a window of an epoch begins."""
+        return position * self._T + self._offset(epoch)
+
+    def _draw_offset(self, epoch: int) -> int:
+        seed, *rest = self._seed
+        return int(np.random.default_rng([seed, epoch, *rest]).integers(self._offsets))
 
 
 def train_batches(
-    prepared: Prepared,
+    sources: Prepared | Mapping[str, Prepared],
     *,
     batch_size: int,
     sequence_length: int,
@@ -58,56 +111,87 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+    reweighing: Sequence[tuple[int, Mapping[str, float]]] = (),
+    mask_documents: bool = False,
+    restart_positions: bool = False,
+) -> Iterator[Batch]:
     """Batches of shuffled windows of the training split, without end.
 
-    Each epoch lays a grid of windows, `sequence_length` apart, at a random offset, and visits each window once. Batch
-    k is the same for every `start_step <= k` and every `process_count`, whose processes get consecutive rows of it.
+    Each epoch of a source visits every window of a `Grid` once. Batch k is the same for every `start_step <= k` and
+    every `process_count`, whose processes get consecutive rows of it.
 
     Args:
+      sources: prepared tokens; several, by name and of one tokenizer, are a mixture.
       batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
       sequence_length: tokens predicted per row, T.
       seed: of the offsets and of the order.
       start_step: the first batch.
+      reweighing: the weights of a mixture, see `Mixture`.
+      mask_documents, restart_positions: see `DataConfig`; each adds its entry to the batches.
 
     Raises:
-      InputError: a training split shorter than one window, or a batch that the processes cannot share.
+      InputError: a training split shorter than one window, weights that cannot be met, or a batch that the processes
+        cannot share.
     """
-    rows = _rows(batch_size, process_index, process_count)
-    stream, T = TokenStream(prepared, "train"), sequence_length
-    if len(stream) < T + 1:
-        raise InputError(
-            f"the training split has {len(stream)} tokens; training.sequence_length is {T} and needs at least {T + 1}:"
-            " use a shorter context (--config.model.n_positions=...) or more text"
-        )
-    per_epoch = max(1, (len(stream) - T) // T)
-    offsets = min(T, len(stream) - per_epoch * T)
+    rows, T = _rows(batch_size, process_index, process_count), sequence_length
+    named = sources if isinstance(sources, Mapping) else {"": sources}
+    alone = len(named) == 1
+    # The number of the source is 0 for one that is alone, which numpy's seeds do not tell from none.
+    grids = [Grid(p, "" if alone else name, T, (seed, k)) for k, (name, p) in enumerate(named.items())]
+    mixture = None if alone else Mixture(list(named), reweighing, seed=seed, batch_size=batch_size)
+    end_of_text = next(iter(named.values())).tokenizer.end_of_text
+    masked = any(grid.learnt is not None for grid in grids)
+    per_epoch = tf.constant([grid.per_epoch for grid in grids], tf.int64)
+    chunk = max(1, CHUNK_WINDOWS // len(rows))  # batches
 
-    @functools.lru_cache(maxsize=8)
-    def grid_offset(epoch: int) -> int:
-        return int(np.random.default_rng([seed, epoch]).integers(offsets))
+    def gather(of: np.ndarray, epochs: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
+        tokens = np.empty((len(of), T + 1), np.int32)
+        mask = np.ones((len(of), T), bool)
+        for i, (k, epoch, position) in enumerate(zip(of.tolist(), epochs.tolist(), positions.tolist())):
+            grid = grids[k]
+            start = grid.start(epoch, position)
+            grid.tokens.read(start, tokens[i])
+            if grid.learnt is not None:
+                grid.learnt.read(start + 1, mask[i])
+        more = boundaries(tokens, end_of_text, mask_documents=mask_documents, restart_positions=restart_positions)
+        return [tokens, *([mask] if masked else []), *more.values()]
 
-    def gather(epochs: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        return stream.windows(positions * T + list(map(grid_offset, epochs.tolist())), T + 1)
+    kinds = {"tokens": tf.int32} | ({"mask": tf.bool} if masked else {})
+    kinds |= {"segments": tf.int32} if mask_documents else {}
+    kinds |= {"positions": tf.int32} if restart_positions else {}
 
-    def batch(step: tf.Tensor) -> tf.Tensor:
-        examples = step * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
-        epochs = examples // per_epoch
+    def batches_from(step: tf.Tensor) -> list[tf.Tensor]:
+        steps = step + tf.range(chunk, dtype=tf.int64)
+        examples = steps[:, None] * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
+        examples = tf.reshape(examples, [chunk * len(rows)])
+        of, numbers = tf.zeros_like(examples), examples
+        if mixture is not None:
+            of, numbers = tf.numpy_function(mixture.locate, [examples], [tf.int64, tf.int64], stateful=False)
+            of, numbers = tf.ensure_shape(of, examples.shape), tf.ensure_shape(numbers, examples.shape)
+        size = tf.gather(per_epoch, of)
+        epochs = numbers // size
         # The raw op shuffles every index with its own seed; tf.random.experimental.index_shuffle takes one seed a call.
         positions = tf.raw_ops.RandomIndexShuffle(
-            index=examples % per_epoch,
-            seed=tf.stack([tf.fill([len(rows)], tf.constant(seed, tf.int64)), epochs, tf.zeros_like(epochs)], axis=1),
-            max_index=tf.constant(per_epoch - 1, tf.int64),
+            index=numbers % size,
+            seed=tf.stack([tf.fill(examples.shape, tf.constant(seed, tf.int64)), epochs, of], axis=1),
+            max_index=size - 1,
             rounds=4,
         )
-        return tf.numpy_function(gather, [epochs, positions], tf.int32, stateful=False)
+        return tf.numpy_function(gather, [of, epochs, positions], list(kinds.values()), stateful=False)
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1  # the cores are for the training step
     options.autotune.enabled = False
-    batches = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max // batch_size)
-    batches = batches.map(batch).prefetch(PREFETCHED_BATCHES).with_options(options)
-    return ({"tokens": tokens, "mask": np.ones((len(rows), T), bool)} for tokens in batches.as_numpy_iterator())
+    chunks = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max // batch_size - chunk, chunk)
+    chunks = chunks.map(batches_from).prefetch(PREFETCHED_CHUNKS).with_options(options).as_numpy_iterator()
+
+    def batches() -> Iterator[Batch]:
+        for arrays in chunks:
+            for first in range(0, chunk * len(rows), len(rows)):
+                batch = {name: array[first : first + len(rows)] for name, array in zip(kinds, arrays)}
+                yield batch if masked else {"mask": np.ones((len(rows), T), bool), **batch}
+
+    return batches()
 
 
 def evaluation_batches(
@@ -118,7 +202,9 @@ def evaluation_batches(
     windows: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+    mask_documents: bool = False,
+    restart_positions: bool = False,
+) -> Iterator[Batch]:
     """The validation split in order, once: every token but the first is predicted in exactly one window.
 
     What the last window and the last batch lack is token 0 with mask False; all processes get as many batches.
@@ -127,12 +213,13 @@ def evaluation_batches(
       batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
       sequence_length: tokens predicted per row, T.
       windows: take only so many windows, evenly spread; 0 takes all.
+      mask_documents, restart_positions: as in `train_batches`.
 
     Raises:
       InputError: fewer than two validation tokens, or a batch that the processes cannot share.
     """
-    rows = _rows(batch_size, process_index, process_count)
-    stream, T = TokenStream(prepared, "validation"), sequence_length
+    rows, T = _rows(batch_size, process_index, process_count), sequence_length
+    stream, learnt = open_split(prepared, "validation")
     if len(stream) < 2:
         raise InputError(
             f"the validation split has {len(stream)} token, and predicting needs 2: use more text or a larger"
@@ -140,15 +227,18 @@ def evaluation_batches(
         )
     total = -(-(len(stream) - 1) // T)
     chosen = np.linspace(0, total - 1, windows).round().astype(int) if 0 < windows < total else np.arange(total)
+    end_of_text = prepared.tokenizer.end_of_text
 
-    def batches() -> Iterator[dict[str, np.ndarray]]:
+    def batches() -> Iterator[Batch]:
         for first in range(0, len(chosen), batch_size):
             tokens, mask = np.zeros((len(rows), T + 1), np.int32), np.zeros((len(rows), T), bool)
             for row, window in enumerate(chosen[first + rows.start : min(first + rows.stop, len(chosen))].tolist()):
-                found = stream.window(window * T, T + 1)
-                tokens[row, : len(found)] = found
-                mask[row, : len(found) - 1] = True
-            yield {"tokens": tokens, "mask": mask}
+                found = stream.read(window * T, tokens[row])
+                mask[row, : found - 1] = True
+                if learnt is not None:
+                    learnt.read(window * T + 1, mask[row])
+            more = boundaries(tokens, end_of_text, mask_documents=mask_documents, restart_positions=restart_positions)
+            yield {"tokens": tokens, "mask": mask, **more}
 
     return batches()
 

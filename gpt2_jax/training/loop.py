@@ -26,6 +26,7 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
+from gpt2_jax.tokenizer import Tokenizer
 from gpt2_jax.training import metrics
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
 from gpt2_jax.training.interruption import stop_signals
@@ -158,7 +159,8 @@ class Run:
 
     Attributes:
       config: with the vocabulary's size filled in.
-      prepared: tokens and tokenizer.
+      prepared: tokens by the names of their sources.
+      tokenizer: of all of them.
       mesh: all devices.
       init: makes a fresh state; `shapes` and `shardings` are those of its result.
       train_step: jitted, donating the state.
@@ -167,7 +169,8 @@ class Run:
     """
 
     config: Config
-    prepared: Prepared
+    prepared: dict[str, Prepared]
+    tokenizer: Tokenizer
     mesh: Mesh
     init: Callable[[], TrainState]
     shapes: TrainState
@@ -183,9 +186,10 @@ class Run:
         keep_freed_memory()
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
-        (prepared,) = prepare(unbound.data, data_folder(unbound, workdir), progress=say).values()
-        config = bind_vocabulary(options, len(prepared.tokenizer))
-        prepared.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
+        prepared = prepare(unbound.data, data_folder(unbound, workdir), progress=say)
+        tokenizer = next(iter(prepared.values())).tokenizer
+        config = bind_vocabulary(options, len(tokenizer))
+        tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         parts = config.training.accumulation_steps
         check_mesh(
             mesh,
@@ -204,6 +208,7 @@ class Run:
         return cls(
             config=config,
             prepared=prepared,
+            tokenizer=tokenizer,
             mesh=mesh,
             init=init,
             shapes=shapes,
@@ -233,36 +238,67 @@ class Run:
         return dataset.train_batches(
             self.prepared,
             batch_size=self.config.training.batch_size,
-            sequence_length=self.config.sequence_length,
             seed=self.config.training.seed,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            reweighing=self.config.data.reweighing,
+            **self.window_options(),
         )
+
+    def window_options(self) -> dict[str, Any]:
+        """What batches of training and of validation have in common."""
+        return {
+            "sequence_length": self.config.sequence_length,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "mask_documents": self.config.data.mask_documents,
+            "restart_positions": self.config.data.restart_positions,
+        }
 
     def validate(self, state: TrainState, writer: MetricWriter) -> float:
         """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
 
+        Of a mixture it is the mean over the windows of all sources; that of each source is written beside it.
+
         Raises:
-          InputError: it is not finite, so these parameters must not become a checkpoint.
+          InputError: it is not finite, so these parameters must not become a checkpoint; or nothing there is learnt.
+        """
+        sums = {name: self.sums(name, state) for name in self.prepared}
+        step, count = int(state.step), sum(count for _, count in sums.values())
+        nats = math.fsum(nats for nats, _ in sums.values())
+        loss = nats / count
+        check_finite("validation loss", loss, step, self.config)
+        size = sum(count * self.prepared[name].bytes_per_token("validation") for name, (_, count) in sums.items())
+        bits_per_byte = nats / math.log(2) / size
+        perplexity = math.exp(min(loss, 700.0))  # the largest that a float64 holds
+        each = {name: nats / count for name, (nats, count) in sums.items()} if len(sums) > 1 else {}
+        scalars = {"val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits_per_byte}
+        writer.write_scalars(step, scalars | {f"val_loss/{name}": value for name, value in each.items()})
+        named = f"  ({', '.join(f'{name} {value:.4f}' for name, value in each.items())})" if each else ""
+        self.say(
+            f"step {step:>6}  val loss {loss:.4f}{named}  perplexity {perplexity:.2f}  bits/byte {bits_per_byte:.3f}"
+        )
+        return loss
+
+    def sums(self, name: str, state: TrainState) -> tuple[float, int]:
+        """The summed loss over the validation windows of a source, in nats, and how many tokens count.
+
+        Raises:
+          InputError: none counts.
         """
         windows = dataset.evaluation_batches(
-            self.prepared,
+            self.prepared[name],
             batch_size=eval_batch_size(self.config),
-            sequence_length=self.config.sequence_length,
             windows=self.config.evaluation.windows,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self.window_options(),
         )
         sums = [self.eval_step(state.model, global_batch(batch, self.mesh)) for batch in windows]
-        loss = math.fsum(float(s["loss"]) for s in sums) / sum(int(s["count"]) for s in sums)
-        step = int(state.step)
-        check_finite("validation loss", loss, step, self.config)
-        bits_per_byte = loss / math.log(2) / self.prepared.bytes_per_token("validation")
-        perplexity = math.exp(min(loss, 700.0))  # the largest that a float64 holds
-        writer.write_scalars(step, {"val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits_per_byte})
-        self.say(f"step {step:>6}  val loss {loss:.4f}  perplexity {perplexity:.2f}  bits/byte {bits_per_byte:.3f}")
-        return loss
+        count = sum(int(s["count"]) for s in sums)
+        if count == 0:
+            raise InputError(
+                f"the validation windows of {name} hold prompts alone, of which nothing is learnt; raise"
+                f" --config.evaluation.windows ({self.config.evaluation.windows}) or --config.data.validation_fraction"
+            )
+        return math.fsum(float(s["loss"]) for s in sums), count
 
     def show_sample(self, state: TrainState, writer: MetricWriter) -> None:
         """Lets the model write, on the first process."""
@@ -271,7 +307,7 @@ class Run:
             return
         model = on_one_device(state.model, self.mesh)
         if jax.process_index() == 0:
-            lm = LanguageModel(model, self.prepared.tokenizer)
+            lm = LanguageModel(model, self.tokenizer)
             prompt = lm.tokenizer.encode(config.training.sample_prompt) or [lm.tokenizer.end_of_text]
             prompt = prompt[: config.model.n_positions - 1]
             room = min(config.training.sample_tokens, config.model.n_positions - len(prompt))
@@ -281,7 +317,7 @@ class Run:
 
     def save(self, state: TrainState, checkpoints: Checkpoints, val_loss: float | None) -> None:
         """Starts a checkpoint; one without a validation loss is never the best."""
-        checkpoints.save(state, self.config.to_dict(), self.prepared.tokenizer.to_json(), val_loss)
+        checkpoints.save(state, self.config.to_dict(), self.tokenizer.to_json(), val_loss)
 
     def describe(self, model: GPT2) -> None:
         """Logs what is about to run: parameters, data, devices."""

@@ -1,7 +1,7 @@
 """One training step and one evaluation step: pure functions, jitted by whoever calls them.
 
 A batch is `{"tokens": int32 [B, T + 1], "mask": bool [B, T]}`; mask is True where the prediction of `tokens[:, 1:]`
-counts. Axes as in model.py.
+counts. It may have `segments` and `positions`, int32 [B, T], of its inputs `tokens[:, :-1]`. Axes as in model.py.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def sum_of_losses(model: GPT2, batch: Batch, *, key: jax.Array | None = None, ch
       float32 [].
     """
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    x = model.hidden(inputs, key=key)  # [B, T, C]
+    x = model.hidden(inputs, key=key, segments=batch.get("segments"), positions=batch.get("positions"))  # [B, T, C]
 
     def chunk_loss(x, targets, mask):
         logits = model.head(x)

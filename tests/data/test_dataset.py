@@ -1,28 +1,68 @@
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
 
 from gpt2_jax.config import DataConfig
-from gpt2_jax.data.dataset import TokenStream, evaluation_batches, tf, train_batches
+from gpt2_jax.data import dataset
+from gpt2_jax.data.dataset import evaluation_batches, open_split, tf, train_batches
+from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.prepare import prepare
+from gpt2_jax.data.windows import positions, segments
 from gpt2_jax.errors import InputError
 
 
 @dataclasses.dataclass
 class Counted:
-    """Tokens 0, 1, 2, ... in shards: a token is its own position."""
+    """Tokens `first`, `first + 1`, ... in shards: a token is its own position."""
 
     train: int
     validation: int = 0
     shard: int = 10**9
+    first: int = 0
+    masked: bool = False
+    tokenizer = types.SimpleNamespace(end_of_text=-1)
 
     def tokens(self, split: str) -> list[np.ndarray]:
         n = getattr(self, split)
-        return np.split(np.arange(n, dtype=np.uint32), range(self.shard, n, self.shard))
+        return np.split(np.arange(self.first, self.first + n, dtype=np.uint32), range(self.shard, n, self.shard))
+
+    def learnt(self, split: str) -> list[np.ndarray] | None:
+        return [np.packbits(is_learnt(shard)) for shard in self.tokens(split)] if self.masked else None
+
+
+def is_learnt(tokens: np.ndarray) -> np.ndarray:
+    return tokens * 7 % 10 < 6
+
+
+@dataclasses.dataclass
+class Poems(Counted):
+    """Documents of 1 to 12 tokens, each followed by end-of-text, 0; other tokens count up to 1000."""
+
+    tokenizer = types.SimpleNamespace(end_of_text=0)
+
+    def tokens(self, split: str) -> list[np.ndarray]:
+        n = getattr(self, split)
+        tokens = self.first + np.arange(n, dtype=np.uint32) % 1000 + 1
+        ends = np.cumsum(np.random.default_rng(0).integers(2, 14, n))
+        tokens[ends[ends < n]] = 0
+        return np.split(tokens, range(self.shard, n, self.shard))
+
+
+ALL = {
+    "reweighing": [(0, {"a": 3.0, "b": 1.0}), (4, {"a": 1.0, "b": 1.0})],
+    "mask_documents": True,
+    "restart_positions": True,
+}
+
+
+def mixed() -> dict[str, Poems]:
+    return {"a": Poems(700, shard=123), "b": Poems(400, shard=99, first=2000, masked=True)}
 
 
 def take(batches, n: int) -> np.ndarray:
@@ -32,13 +72,15 @@ def take(batches, n: int) -> np.ndarray:
 
 @given(st.integers(1, 50), st.integers(1, 60), st.data())
 def test_windows_cross_shards(shard, n, data):
-    stream = TokenStream(Counted(n, shard=shard), "train")
-    start = data.draw(st.integers(0, n - 1))
-    length = data.draw(st.integers(1, 70))
-    assert len(stream) == n
-    assert stream.window(start, length).tolist() == list(range(start, min(start + length, n)))
-    whole = np.array([i for i in (start, 0) if i + length <= n], int)
-    assert stream.windows(whole, length).tolist() == [list(range(i, i + length)) for i in whole]
+    tokens, learnt = open_split(Counted(n, shard=shard, masked=True), "train")
+    start = data.draw(st.integers(0, n))
+    row, mask = np.full(data.draw(st.integers(1, 70)), -1, np.int32), np.zeros(70, bool)
+    assert len(tokens) == n
+    wanted = np.arange(start, min(start + len(row), n))
+    assert tokens.read(start, row) == len(wanted)
+    assert row.tolist() == wanted.tolist() + [-1] * (len(row) - len(wanted))
+    assert learnt.read(start, mask[: len(row)]) == len(wanted)
+    assert mask.tolist() == is_learnt(wanted).tolist() + [False] * (70 - len(wanted))
 
 
 @pytest.mark.parametrize("n", [9, 10, 15, 16, 17, 24, 25, 1000, 1007])
@@ -99,6 +141,86 @@ def test_the_order_is_that_of_earlier_versions():
     ]
 
 
+def test_many_small_batches_at_once_are_the_same_as_one_by_one(monkeypatch):
+    make = lambda: take(train_batches(Counted(500), batch_size=3, sequence_length=8, seed=1, start_step=5), 200)
+    together = make()
+    monkeypatch.setattr(dataset, "CHUNK_WINDOWS", 1)
+    assert (make() == together).all()
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(0, 2**40), st.integers(0, 40), st.sampled_from([1, 2, 4]), st.integers(0, 10**6))
+def test_with_every_option_resumed_and_shared_batches_are_the_same(seed, step, processes, base):
+    make = lambda **more: train_batches(mixed(), batch_size=8, sequence_length=16, seed=seed, **ALL, **more)
+    some = lambda batches: list(itertools.islice(batches, 2))
+    uninterrupted = list(itertools.islice(make(start_step=base), step + 2))[step:]
+    shared = [some(make(start_step=base + step, process_index=p, process_count=processes)) for p in range(processes)]
+    for whole, parts in zip(uninterrupted, zip(*shared)):
+        assert list(whole) == ["tokens", "mask", "segments", "positions"]
+        for name in whole:
+            assert (np.concatenate([part[name] for part in parts]) == whole[name]).all()
+
+
+def test_a_mixture_takes_each_source_through_epochs_of_its_own():
+    T, steps = 8, 300
+    rows = take(train_batches(mixed(), batch_size=4, sequence_length=T, seed=3, **ALL), steps).reshape(-1, T + 1)
+    is_b = rows.max(1) > 2000
+    assert is_b[:16].sum() == (Mixture("ab", ALL["reweighing"], seed=3, batch_size=4).locate(np.arange(16))[0]).sum()
+    for name, mine in {"a": rows[~is_b], "b": rows[is_b]}.items():
+        whole = np.concatenate(mixed()[name].tokens("train"))
+        text = sliding_window_view(whole, T + 1)
+        starts = [int(np.flatnonzero((text == row).all(1))[0]) for row in mine]
+        per_epoch = (len(whole) - T) // T
+        epochs = [sorted(starts[i : i + per_epoch]) for i in range(0, len(starts) - per_epoch, per_epoch)]
+        assert len(epochs) > 3
+        assert all(np.diff(epoch).tolist() == [T] * (per_epoch - 1) for epoch in epochs)
+
+
+def test_entries_that_options_add():
+    batch = next(train_batches(mixed(), batch_size=16, sequence_length=32, seed=0, **ALL))
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "tokens": ((16, 33), np.int32),
+        "mask": ((16, 32), bool),
+        "segments": ((16, 32), np.int32),
+        "positions": ((16, 32), np.int32),
+    }
+    assert (batch["segments"] == segments(batch["tokens"], 0)).all() and batch["segments"].max() > 1
+    assert (batch["positions"] == positions(batch["tokens"], 0)).all() and (batch["positions"][:, 5:] == 0).any()
+
+
+def test_only_targets_that_are_learnt_count():
+    masked = Counted(1000, 300, shard=77, masked=True)
+    for batch in itertools.islice(train_batches(masked, batch_size=8, sequence_length=16, seed=0), 20):
+        assert (batch["mask"] == is_learnt(batch["tokens"][:, 1:])).all()
+    found = []
+    for batch in evaluation_batches(masked, batch_size=8, sequence_length=16):
+        found += batch["tokens"][:, 1:][batch["mask"]].tolist()
+    assert found == [token for token in range(1, 300) if is_learnt(token)]
+    both = {"masked": masked, "plain": Counted(1000, first=5000)}
+    reweighing = [(0, {"masked": 1.0, "plain": 1.0})]
+    batch = next(train_batches(both, batch_size=32, sequence_length=16, seed=0, reweighing=reweighing))
+    targets = batch["tokens"][:, 1:]
+    assert (batch["mask"] == (is_learnt(targets) | (targets >= 5000))).all()
+
+
+def test_evaluation_tells_documents_apart():
+    batches = evaluation_batches(Poems(0, 100), batch_size=4, sequence_length=16, mask_documents=True)
+    for batch in batches:
+        assert list(batch) == ["tokens", "mask", "segments"]
+        assert (batch["segments"] == segments(batch["tokens"], 0)).all()
+
+
+def test_the_order_of_mixtures_is_that_of_earlier_versions():
+    sources = {"a": Counted(100), "b": Counted(60, first=1000)}
+    reweighing = [(0, {"a": 1.0, "b": 1.0})]
+    batches = train_batches(sources, batch_size=6, sequence_length=8, seed=7, reweighing=reweighing)
+    assert take(batches, 3)[:, :, 0].tolist() == [
+        [1013, 23, 1029, 31, 63, 1021],
+        [1045, 1005, 87, 1037, 1016, 1008],
+        [39, 1000, 1040, 71, 1024, 1032],
+    ]
+
+
 def test_seeds_differ():
     first, second = (take(train_batches(Counted(5000), batch_size=8, sequence_length=8, seed=s), 4) for s in (1, 2))
     assert (first != second).any()
@@ -154,6 +276,10 @@ def test_errors():
     assert message(train_batches, Counted(812), seed=0) == (
         "the training split has 812 tokens; training.sequence_length is 1024 and needs at least 1025: use a shorter"
         " context (--config.model.n_positions=...) or more text"
+    )
+    both = {"long": Counted(2000), "short": Counted(5)}
+    assert message(train_batches, both, seed=0, reweighing=[(0, {"long": 1.0, "short": 1.0})]).startswith(
+        "the training split of short has 5 tokens; training.sequence_length is 1024"
     )
     assert message(evaluation_batches, Counted(0, 1)) == (
         "the validation split has 1 token, and predicting needs 2: use more text or a larger"
