@@ -98,7 +98,7 @@ def test_prompts(tmp_path):
     documents = list(open_source(files(tmp_path, prompt_key="question")).documents())
     assert [(d.prompt, d.text) for d in documents] == [("2+2? ", "4"), ("2+3? ", "5")]
     for name in ("x.jsonl", "y.parquet"):
-        with pytest.raises(InputError, match="has no 'q', only question, text; choose with --config.data.prompt_key="):
+        with pytest.raises(InputError, match=r"has no 'q', only question, text; choose with --config.data.prompt_key="):
             list(open_source(files(tmp_path / name, prompt_key="q")).documents())
 
 
@@ -128,7 +128,7 @@ def test_damaged_archives(tmp_path, suffix):
 def test_what_filters_leave_out_is_in_the_error(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(json_lines([{"text": "ab"}, {"text": "abc"}, {"text": " "}]))
     source = open_source(files(tmp_path, min_characters=10))
-    with pytest.raises(InputError, match="x.jsonl held 1 empty, 2 too short; loosen the filters"):
+    with pytest.raises(InputError, match=r"x.jsonl held 1 empty, 2 too short; loosen the filters"):
         list(source.documents())
 
 

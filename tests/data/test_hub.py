@@ -58,7 +58,7 @@ def test_any_id_and_json_lines(tmp_path):
     (tmp_path / "train.jsonl.zst").write_bytes(zstandard.compress(lines))
     source = open_local("somebody/corpus", tmp_path, text_key="body")
     assert [d.text for d in source.documents()] == [f"text {i}" for i in range(4)]
-    with pytest.raises(InputError, match="has no 'text', only body; choose with --config.data.text_key="):
+    with pytest.raises(InputError, match=r"has no 'text', only body; choose with --config.data.text_key="):
         list(open_local("somebody/corpus", tmp_path).documents())
 
 
@@ -94,26 +94,28 @@ def test_prompts_of_stories(tmp_path):
 
 
 def test_what_cannot_be_opened(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="data.source is 'storys', which is no source .* did you mean 'stories'"):
+    with pytest.raises(InputError, match=r"data.source is 'storys', which is no source .* did you mean 'stories'"):
         open_source(DataConfig(source="storys"))
-    with pytest.raises(InputError, match="data.paths is '/none', which is no folder; with data.source=stories it must"):
+    with pytest.raises(
+        InputError, match=r"data.paths is '/none', which is no folder; with data.source=stories it must"
+    ):
         open_local("stories", "/none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty, split 'train', cannot be opened \(.*\); check the id, subset and"):
         open_local("stories", tmp_path / "empty")
     shards(tmp_path / "data", [{"text": ["a"]}])
     with pytest.raises(
-        InputError, match="split 'test', cannot be opened .* without network, give a folder with a copy"
+        InputError, match=r"split 'test', cannot be opened .* without network, give a folder with a copy"
     ):
         open_local("stories", tmp_path / "data", hub_split="test")
     script = tmp_path / "made"
     script.mkdir()
     (script / "made.py").write_text("import datasets\n")
-    with pytest.raises(InputError, match="made is made by a script, which is not run; use --config.data.revision="):
+    with pytest.raises(InputError, match=r"made is made by a script, which is not run; use --config.data.revision="):
         open_local("somebody/made", script)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="nobody/nothing, split 'train', cannot be opened .* set HF_HOME to a cache"):
+    with pytest.raises(InputError, match=r"nobody/nothing, split 'train', cannot be opened .* set HF_HOME to a cache"):
         open_source(DataConfig(source="nobody/nothing"))
 
 
