@@ -46,14 +46,15 @@ class Encoding:
     encoder: Literal["tokenizers", "tiktoken"] = "tokenizers"
     control: int | None = None
 
-    def encode(self, documents: Iterable[Document]) -> Iterator[Encoded]:
-        """The tokens of each document in turn; encoded in batches, on all cores."""
+    def encode(self, documents: Iterable[Document], batch_characters: int | None = None) -> Iterator[Encoded]:
+        """The tokens of each document in turn; encoded in batches of so many characters, on all cores."""
+        batch_characters = batch_characters or BATCH_CHARACTERS
         batch: list[Document] = []
         characters = 0
         for document in documents:
             batch.append(document)
             characters += len(document.text) + len(document.prompt)
-            if characters >= BATCH_CHARACTERS:
+            if characters >= batch_characters:
                 yield from self._encode_batch(batch)
                 batch, characters = [], 0
         yield from self._encode_batch(batch)

@@ -1,0 +1,323 @@
+"""The streaming road: documents are read, encoded and cut into windows while the model trains on them.
+
+R readers read shares of the corpus side by side and give B / R rows of every batch each, so that batch n is the same
+however many processes share the readers out. Within a reader windows come in blocks, each in an order of its own. Where
+a reader stands is six numbers, and going on from them reads and encodes the present block once more:
+
+    epoch, part, row   of the document that the block begins in, counted in the reader's share
+    offset             tokens of that document before the block
+    block              how many blocks came before
+    taken              how many windows of this one
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from gpt2_jax.data.documents import Document, Part
+from gpt2_jax.data.mixture import Mixture
+from gpt2_jax.data.sources import Source
+from gpt2_jax.data.tokenize import Encoding, document_hash
+from gpt2_jax.data.windows import boundaries
+from gpt2_jax.errors import InputError
+from gpt2_jax.tokenizer import Tokenizer
+
+BATCH_CHARACTERS = 2**17  # encoded at once: the first batch waits for as many of each reader
+COUNTERS = ("epoch", "part", "row", "offset", "block", "taken")
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one reader reads of a source.
+
+    Attributes:
+      parts: in the order of the source.
+      sharers, index: of so many readers of the same parts this is the index-th; each row is one reader's.
+    """
+
+    parts: tuple[Part, ...]
+    sharers: int = 1
+    index: int = 0
+
+    def owns(self, row: int) -> bool:
+        """Whether the document that comes with `row` is this reader's; neighbours are not always others'."""
+        return self.sharers == 1 or (row * 0x9E3779B1 >> 8) % self.sharers == self.index
+
+
+def shares(parts: Sequence[Part], readers: int) -> list[Share]:
+    """The shares of all readers: runs of whole parts, or, of fewer parts than readers, some rows of one part."""
+    n = len(parts)
+    if n >= readers:
+        cuts = [n * r // readers for r in range(readers + 1)]
+        return [Share(tuple(parts[a:b])) for a, b in itertools.pairwise(cuts)]
+    of = [r * n // readers for r in range(readers)]
+    return [Share((parts[p],), of.count(p), of[:r].count(p)) for r, p in enumerate(of)]
+
+
+class Reader:
+    """The training windows of one share of a source, without end.
+
+    Args:
+      source: for its name in errors.
+      all_shares: of all readers; this one reads `all_shares[number]`, or, where that holds no document, the next that
+        does.
+      encoding: how documents become tokens.
+      boundary: documents with a `document_hash` up to it validate, and are left out.
+      T: tokens predicted in a window.
+      block: windows among which the order is random.
+      seed: of that order, and of the order of the parts in each epoch.
+      counters: where to begin, see the module; zeros are the beginning.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        all_shares: Sequence[Share],
+        number: int,
+        encoding: Encoding,
+        *,
+        boundary: int,
+        T: int,
+        block: int,
+        seed: Sequence[int],
+        counters: Sequence[int] = (0,) * len(COUNTERS),
+    ):
+        self._source, self._shares, self._number, self._encoding = source, all_shares, number, encoding
+        self._boundary, self._T, self._size, self._seed = boundary, T, block, tuple(seed)
+        self._start = tuple(int(x) for x in counters[:3])
+        self._offset, self._block, self._taken = (int(x) for x in counters[3:])
+        self._encoded = self._read(*self._start)
+        self._buffer: list[tuple[tuple[int, int, int], np.ndarray, np.ndarray]] = []
+        self._windows: np.ndarray | None = None
+
+    @property
+    def counters(self) -> tuple[int, ...]:
+        """Where the next window comes from."""
+        return (*self._start, self._offset, self._block, self._taken)
+
+    def next(self) -> tuple[np.ndarray, np.ndarray]:
+        """A window, int32 [T + 1], and which of its tokens are learnt, bool [T + 1]."""
+        if self._windows is None:
+            self._fill()
+        if self._taken == self._size:
+            self._go_on()
+            self._fill()
+        at = self._order[self._taken]
+        self._taken += 1
+        return self._windows[at], self._learnt[at]
+
+    def _fill(self) -> None:
+        needed = self._offset + self._size * self._T + 1
+        there = sum(len(tokens) for _, tokens, _ in self._buffer)
+        while there < needed:
+            self._buffer.append(next(self._encoded))
+            there += len(self._buffer[-1][1])
+        cut = lambda arrays: np.lib.stride_tricks.sliding_window_view(
+            np.concatenate(arrays)[self._offset : needed], self._T + 1
+        )[:: self._T]
+        self._windows = cut([tokens for _, tokens, _ in self._buffer])
+        self._learnt = cut([learnt for _, _, learnt in self._buffer])
+        # The raw bits: numpy promises that they stay the same in its later versions.
+        bits = np.random.PCG64([*self._seed, self._number, self._block]).random_raw(self._size)
+        self._order = np.argsort(bits, kind="stable")
+
+    def _go_on(self) -> None:
+        """To the next block, which begins with the last token of this one."""
+        self._offset += self._size * self._T
+        while self._offset >= len(self._buffer[0][1]):
+            self._offset -= len(self._buffer.pop(0)[1])
+        self._start = self._buffer[0][0]
+        self._block, self._taken = self._block + 1, 0
+
+    def _read(self, epoch: int, part: int, row: int) -> Iterator[tuple[tuple[int, int, int], np.ndarray, np.ndarray]]:
+        """Encoded documents from there on, each with where it begins."""
+        places: list[tuple[int, int, int]] = []
+
+        def documents() -> Iterator[Document]:
+            for place, document in self._documents(epoch, part, row):
+                places.append(place)
+                yield document
+
+        for tokens, learnt in self._encoding.encode(documents(), BATCH_CHARACTERS):
+            yield places.pop(0), tokens, np.ones(len(tokens), bool) if learnt is None else learnt
+
+    def _documents(self, epoch: int, part: int, row: int) -> Iterator[tuple[tuple[int, int, int], Document]]:
+        rotated = (*self._shares[self._number :], *self._shares[: self._number])
+        share = next((share for share in rotated if any(self._epoch(share, 0, 0, 0))), None)
+        if share is None:
+            raise InputError(
+                f"{self._source.name} has no document to train on; loosen the filters (data.min_characters and "
+                "others), lower data.validation_fraction, or give more text"
+            )
+        while True:
+            yield from self._epoch(share, epoch, part, row)
+            epoch, part, row = epoch + 1, 0, 0
+
+    def _epoch(self, share: Share, epoch: int, part: int, row: int) -> Iterator[tuple[tuple[int, int, int], Document]]:
+        bits = np.random.PCG64([*self._seed, self._number, epoch]).random_raw(len(share.parts))
+        for p, at in list(enumerate(np.argsort(bits, kind="stable")))[part:]:
+            start = row if p == part else 0
+            for after, document in share.parts[at].documents(start):
+                if share.owns(after) and document_hash(document) > self._boundary:
+                    yield (epoch, p, start), document
+                start = after
+
+
+class Stream:
+    """The training batches of a run from its next step on: an iterator, and the position of what it has given.
+
+    Args:
+      sources: by their names, in the order of the mixture.
+      encodings: of each source.
+      reweighing: see `Mixture`; of a single source it does nothing.
+      batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
+      sequence_length: tokens predicted per row, T.
+      validation_fraction: share of the documents that do not train.
+      readers: at most; as many as divide `batch_size`.
+      shuffle_windows: of all readers together.
+      seed: of every order.
+      start_step: the next batch.
+      position: int64 [readers, sources, 6], as saved; None is the beginning.
+
+    Raises:
+      InputError: readers that the processes cannot share, or a source without documents.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        encodings: Mapping[str, Encoding],
+        reweighing: Sequence[tuple[int, Mapping[str, float]]],
+        *,
+        batch_size: int,
+        sequence_length: int,
+        validation_fraction: float,
+        readers: int,
+        shuffle_windows: int,
+        seed: int,
+        mask_documents: bool = False,
+        restart_positions: bool = False,
+        start_step: int = 0,
+        position: np.ndarray | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        readers = math.gcd(readers, batch_size)
+        if readers % process_count:
+            raise InputError(
+                f"{readers} readers cannot be shared by {process_count} processes; set --config.data.readers to a "
+                f"multiple of {process_count} that divides training.batch_size ({batch_size})"
+            )
+        own = readers // process_count
+        self._numbers = range(process_index * own, (process_index + 1) * own)
+        self._batch_size, self._T, self._step = batch_size, sequence_length, start_step
+        self._rows = batch_size // readers
+        self._boundaries = {"mask_documents": mask_documents, "restart_positions": restart_positions}
+        self._end_of_text = next(iter(encodings.values())).end_of_text
+        self._mixture = Mixture(list(sources), reweighing, seed=seed, batch_size=batch_size)
+        if position is None:
+            position = np.zeros((readers, len(sources), len(COUNTERS)), np.int64)
+        position = np.asarray(position, np.int64)
+        if position.shape != (readers, len(sources), len(COUNTERS)):
+            raise InputError(
+                f"the saved position is of {position.shape[0]} readers and {position.shape[1]} sources, and this run "
+                f"has {readers} and {len(sources)}; give the same data.readers, data.source and training.batch_size"
+            )
+        self._readers = [
+            [
+                Reader(
+                    source, shares(source.parts, readers), number, encodings[name],
+                    boundary=int(validation_fraction * 2**64), T=sequence_length,
+                    block=max(1, shuffle_windows // readers), seed=(seed, s), counters=position[number, s],
+                )
+                for s, (name, source) in enumerate(sources.items())
+            ]
+            for number in self._numbers
+        ]  # fmt: skip
+
+    @property
+    def position(self) -> np.ndarray:
+        """Of this process's readers, where the next batch comes from: int64 [own readers, sources, 6]."""
+        return np.array([[reader.counters for reader in of_sources] for of_sources in self._readers], np.int64)
+
+    def __iter__(self) -> "Stream":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        """The next batch of this process's rows, as of `dataset.train_batches`."""
+        tokens = np.empty((len(self._numbers) * self._rows, self._T + 1), np.int32)
+        learnt = np.empty(tokens.shape, bool)
+        first = self._step * self._batch_size + self._numbers.start * self._rows
+        chosen, _ = self._mixture.locate(np.arange(first, first + len(tokens)))
+        for row, source in enumerate(chosen.tolist()):
+            tokens[row], learnt[row] = self._readers[row // self._rows][source].next()
+        self._step += 1
+        more = boundaries(tokens, self._end_of_text, **self._boundaries)
+        return {"tokens": tokens, "mask": learnt[:, 1:].copy(), **more}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The validation text of a source that is streamed, in memory, to be read like a `Prepared`.
+
+    Attributes:
+      source: its name.
+      tokenizer: the one that made the tokens.
+      stream: int32 [n], documents followed by end-of-text.
+      mask: bool [n], which tokens are learnt.
+      size: UTF-8 bytes of the text that is learnt.
+    """
+
+    source: str
+    tokenizer: Tokenizer
+    stream: np.ndarray
+    mask: np.ndarray
+    size: int
+
+    @classmethod
+    def collect(
+        cls, source: Source, encoding: Encoding, tokenizer: Tokenizer, *, fraction: float, tokens: int
+    ) -> "HeldOut":
+        """The first documents that validate, until there are so many tokens.
+
+        Raises:
+          InputError: the whole source has none.
+        """
+        boundary, sizes = int(fraction * 2**64), []
+
+        def documents() -> Iterator[Document]:
+            for document in source.documents():
+                if document_hash(document) <= boundary:
+                    sizes.append(len(document.text.encode()))
+                    yield document
+
+        found, masks, size, count = [], [], 0, 0
+        for ids, learnt in encoding.encode(documents(), 1):
+            found.append(ids)
+            masks.append(np.ones(len(ids), bool) if learnt is None else learnt)
+            size, count = size + sizes.pop(0), count + len(ids)
+            if count >= tokens:
+                break
+        if not found:
+            raise InputError(
+                f"none of the documents of {source.name} validates; raise data.validation_fraction ({fraction}), or "
+                "use data.road=prepared, which divides a small corpus exactly"
+            )
+        return cls(source.name, tokenizer, np.concatenate(found), np.concatenate(masks), size)
+
+    def tokens(self, split: str) -> list[np.ndarray]:
+        """The tokens of the split "validation", the only one."""
+        if split != "validation":
+            raise InputError(f"the {split} split of {self.source} is streamed, and not held in memory")
+        return [self.stream]
+
+    def learnt(self, split: str) -> list[np.ndarray] | None:
+        """As `Prepared.learnt`."""
+        return None if self.mask.all() else [np.packbits(self.mask)]
+
+    def bytes_per_token(self, split: str) -> float:
+        """As `Prepared.bytes_per_token`."""
+        return self.size / int(self.mask.sum())
