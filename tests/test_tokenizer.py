@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import subprocess
@@ -292,3 +293,49 @@ def test_tokenizers_that_do_not_fit(tmp_path):
     (tmp_path / "bert.json").write_text(json.dumps(other))
     with _raises(r"bert.json has a WordPiece decoder; only byte-level BPE, as GPT-2's, and vocabularies of single"):
         load(tmp_path / "bert.json")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
+def test_tiktoken_gives_the_same_ids(text):
+    tokenizer = own_bpe()
+    assert tokenizer.tiktoken()([text, text + text]) == tokenizer.encode_batch([text, text + text])
+
+
+@functools.cache
+def own_bpe():
+    return train_bpe(
+        ["the quick brown fox jumps over the lazy dog's back 123 456\n\n  def f(x):\n" * 3, "ab abc bc"], 330
+    )
+
+
+def test_tiktoken_gives_the_same_ids_on_real_text(pytestconfig):
+    data = pytestconfig.rootpath.parent / "shared" / "data"
+    if not data.exists():
+        pytest.skip(f"there is no {data}")
+    tokenizer = load(data / "gpt2_vocab")
+    encode = tokenizer.tiktoken()
+    files = [path for path in sorted(data.rglob("*")) if path.is_file()]
+    assert len(files) > 8
+    for path in files:
+        text = path.read_bytes().decode("utf-8", "replace")
+        parts = list(pieces(text))
+        assert encode(parts) == tokenizer.encode_batch(parts), path
+
+
+def test_tiktoken_takes_special_tokens_and_long_words_as_text():
+    tokenizer = own_bpe()
+    texts = ["<|endoftext|>", "a" * 300_000, "\u00e9\u4e2d" * 50_000]
+    assert tokenizer.tiktoken()(texts) == tokenizer.encode_batch(texts)
+    with pytest.raises(InputError, match="which a vocabulary of characters has not; use 'tokenizers'"):
+        train_characters(["ab"]).tiktoken()
+
+
+def test_special_tokens_come_after_the_others():
+    tokenizer = own_bpe()
+    more = tokenizer.with_special_tokens(["<|poetry|>", END_OF_TEXT, "<|code|>"])
+    assert len(more) == len(tokenizer) + 2 and more.end_of_text == tokenizer.end_of_text
+    assert more.encode("<|code|>", allow_special=True) == [len(tokenizer) + 1]
+    assert more.encode("<|code|>") == tokenizer.encode("<|code|>")
+    assert Tokenizer.from_json(more.to_json()).encode("<|poetry|>", allow_special=True) == [len(tokenizer)]
+    assert more.decode([len(tokenizer), *tokenizer.encode("ab")]) == "ab"
+    assert more.with_special_tokens(["<|poetry|>"]).to_json() == more.to_json()

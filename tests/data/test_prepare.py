@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -360,6 +361,7 @@ try:
 except ValueError as error:
     print(error)
 import sys
+import time
 print("tensorflow" in sys.modules)
 """
     (tmp_path / "story.txt").write_text(STORY * 10)
@@ -455,3 +457,186 @@ def test_round_trip(tmp_path_factory, texts, tokens_per_shard):
     assert prepared.tokenizer.decode(both) == "".join(kept)
     assert both.count(prepared.tokenizer.end_of_text) == len(kept)
     assert prepared.count("train") + prepared.count("validation") == len(both)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_change_no_byte(poems, tmp_path, workers):
+    prepare(poems, tmp_path / "one")
+    prepare(poems, tmp_path / "several", workers=workers)
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+
+
+PREPARE = """
+import sys
+import time
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data import sources
+from gpt2_jax.data.prepare import prepare
+
+sources.PART_BYTES = 20_000
+if __name__ == "__main__":
+    config = DataConfig(source="files", paths=sys.argv[1], tokenizer=sys.argv[2], tokens_per_shard=900, workers=2)
+    prepare(config, sys.argv[3], progress=lambda line: print(line, flush=True))
+"""
+
+
+def test_a_killed_process_leaves_no_other_and_is_gone_on_with(tmp_path):
+    lines = [json.dumps({"text": f"Poem {i}: {'la ' * (i % 70)}{i * i}\nend"}) for i in range(2000)]
+    (tmp_path / "poems.jsonl").write_text("\n".join(lines))
+    train_bpe([lines[69]], 300).save(tmp_path / "mine.json")
+    (tmp_path / "run.py").write_text(PREPARE)
+    run = [sys.executable, "run.py", "poems.jsonl", "mine.json"]
+    subprocess.run([*run, "whole"], check=True, cwd=tmp_path, capture_output=True)
+
+    process = subprocess.Popen([*run, "out"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    seen = 0
+    for line in process.stdout:
+        seen += ": part " in line
+        if seen == 2:
+            break
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    deadline = time.monotonic() + 20
+    while alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(process.pid), "a worker outlived the process that it worked for"
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    again = subprocess.run([*run, "out"], check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert "going on after" in again.stdout
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def alive(session: int) -> bool:
+    """Whether a process of the session is left."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def write_lines(path, records):
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+def test_duplicates_after_the_first_are_left_out_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "PART_BYTES", 100)
+    path = write_lines(tmp_path / "x.jsonl", [{"text": f"text {i % 20}"} for i in range(50)])
+    options = {"source": "files", "paths": str(path), "tokenizer": "characters", "workers": 1}
+    prepared = prepare(DataConfig(deduplicate=True, **options), tmp_path / "out")
+    decoded = prepared.tokenizer.decode([*tokens(prepared, "train"), *tokens(prepared, "validation")])
+    assert sorted(decoded.split("text")[1:]) == sorted(f" {i}" for i in range(20))
+    assert prepared.manifest["counts"] == {"duplicate": 30, "kept": 20}
+    tail = prepare(DataConfig(deduplicate=True, split="tail", validation_fraction=0.5, **options), tmp_path / "tail")
+    both = [tail.tokenizer.decode(tokens(tail, split)) for split in ("train", "validation")]
+    assert "".join(both) == "".join(f"text {i}" for i in range(20))
+    assert len(both[0]) == sum(len(f"text {i}") for i in range(20)) // 2
+    whole = prepare(DataConfig(**options), tmp_path / "whole")
+    assert whole.manifest["counts"] == {"kept": 50}
+
+
+def test_prompts_are_written_and_masked(tmp_path):
+    records = [{"q": f"{i}+{i}=", "text": str(2 * i)} for i in range(40)]
+    path = write_lines(tmp_path / "x.jsonl", records)
+    config = DataConfig(source="files", paths=str(path), tokenizer="characters", prompt_key="q", tokens_per_shard=50)
+    prepared = prepare(config, tmp_path / "out")
+    end = prepared.tokenizer.end_of_text
+    for split in ("train", "validation"):
+        bits = [
+            np.unpackbits(bits)[: len(shard)] for bits, shard in zip(prepared.learnt(split), prepared.tokens(split))
+        ]
+        assert len(bits) > (split == "train")
+        ids, learnt = np.array(tokens(prepared, split)), np.concatenate(bits).astype(bool)
+        assert learnt[ids == end].all()
+        ends = np.flatnonzero(ids == end)
+        for document, mask in zip(np.split(ids, ends[:-1] + 1), np.split(learnt, ends[:-1] + 1)):
+            text, answer = (prepared.tokenizer.decode(part) for part in (document, document[mask]))
+            assert text.endswith("=" + answer) and {"q": text.removesuffix(answer), "text": answer} in records
+        entry = prepared.manifest["splits"][split]
+        assert entry["learnt"] == learnt.sum() < entry["tokens"]
+        answers = prepared.tokenizer.decode(ids[learnt])
+        assert prepared.bytes_per_token(split) == len(answers) / learnt.sum()
+    prepared.verify()
+    mask = tmp_path / "out" / "train-00000-00001.mask"
+    mask.write_bytes(mask.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"train-00000-00001.mask is cut: it has 6 bytes of 7"):
+        load_prepared(tmp_path / "out")
+
+
+def test_a_mixture_shares_a_tokenizer_and_has_a_folder_a_source(tmp_path):
+    write_lines(tmp_path / "train.jsonl", [{"text": f"once upon a time {i}"} for i in range(60)])
+    both = DataConfig(source="files=3, somebody/tales", paths=str(tmp_path), vocab_size=300, control_codes=True)
+    both = dataclasses.replace(both, split="document", validation_fraction=0.2)
+    found = preparing.prepare(both, tmp_path / "out", progress=quiet)
+    assert list(found) == ["files", "somebody/tales"]
+    assert [prepared.directory.name for prepared in found.values()] == ["files", "somebody--tales"]
+    one, other = found.values()
+    assert one.tokenizer.to_json() == other.tokenizer.to_json()
+    codes = [one.tokenizer.encode(code, allow_special=True) for code in ("<|files|>", "<|tales|>")]
+    assert [len(code) for code in codes] == [1, 1] and len(one.tokenizer) == 302
+    end = one.tokenizer.end_of_text
+    for prepared, (code,) in zip(found.values(), codes):
+        ids = np.array(tokens(prepared, "train"))
+        begins = [0, *(np.flatnonzero(ids == end)[:-1] + 1)]
+        assert (ids[begins] == code).all() and (ids == code).sum() == len(begins)
+    again = preparing.prepare(both, tmp_path / "out", progress=quiet)
+    assert [p.manifest for p in again.values()] == [p.manifest for p in found.values()]
+
+
+def test_a_dataset_of_the_hub_is_divided_by_hash_without_being_read_twice(tmp_path):
+    texts = [f"text {i}" for i in range(200)]
+    write_lines(tmp_path / "train.jsonl", [{"text": text} for text in texts])
+    train_bpe(texts, 300).save(tmp_path / "mine.json")
+    config = DataConfig(
+        source="a/b", paths=str(tmp_path), tokenizer=str(tmp_path / "mine.json"), validation_fraction=0.2
+    )
+    said = []
+    prepared = prepare(config, tmp_path / "out", progress=said.append)
+    assert not any(line.startswith("reading") for line in said)
+    held = {text for text in texts if document_hash(Document(text, "")) <= int(0.2 * 2**64)}
+    assert prepared.manifest["splits"]["validation"]["documents"] == len(held)
+    few = dataclasses.replace(config, validation_fraction=1e-9)
+    with pytest.raises(InputError, match=r"the validation split of a/b has no document; change data.valid"):
+        prepare(few, tmp_path / "few")
+
+
+def test_folders_of_format_1_still_open(poems, tmp_path):
+    out = tmp_path / "out"
+    prepared = prepare(poems, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    old = ["paths", "decode_errors", "split", "validation_fraction", "tokenizer", "vocab_size", "tokens_per_shard"]
+    manifest["options"] = {k: v for k, v in manifest["options"].items() if k in old} | {
+        "source": "files", "text_key": "text",
+    }  # fmt: skip
+    manifest["format"] = 1
+    del manifest["counts"]
+    for split in manifest["splits"].values():
+        del split["learnt"], split["largest"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    again = prepare(poems, out)
+    assert tokens(again, "train") == tokens(prepared, "train")
+    assert again.bytes_per_token("train") == prepared.bytes_per_token("train") and again.learnt("train") is None
+
+
+def test_ids_outside_the_vocabulary_are_found(poems, tmp_path):
+    prepare(poems, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["splits"]["train"]["largest"] = 280
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"has token 280, and its vocabulary 280 entries; delete .* to make it again"):
+        load_prepared(tmp_path)
+
+
+def test_the_script_prepares_and_explains(tmp_path, pytestconfig):
+    path = write_lines(tmp_path / "x.jsonl", [{"text": f"text {i}"} for i in range(40)])
+    script = [sys.executable, str(pytestconfig.rootpath / "scripts" / "prepare_data.py"), f"--out={tmp_path / 'out'}"]
+    run = lambda *flags: subprocess.run([*script, *flags], capture_output=True, text=True)
+    done = run(f"--paths={path}", "--vocab_size=270", "--min_characters=7")
+    assert done.returncode == 0, done.stderr
+    assert "left out 10 too short; vocabulary of" in done.stdout
+    assert load_prepared(tmp_path / "out").manifest["counts"] == {"kept": 30, "too short": 10}
+    wrong = run("--paths=nowhere.txt", f"--out={tmp_path / 'other'}")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: data.paths: 'nowhere.txt' matches no .txt")
+    assert len(wrong.stderr.splitlines()) == 1
