@@ -135,7 +135,10 @@ def test_two_processes_train_on_the_batches_of_one(corpora, alone, tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "XLA_FLAGS": ""}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
     command = [sys.executable, __file__, address, str(corpora), str(tmp_path)]
     processes = [
         subprocess.Popen([*command, str(i)], env=environment, stderr=subprocess.PIPE, text=True) for i in range(2)
