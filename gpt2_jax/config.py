@@ -60,7 +60,6 @@ class DataConfig:
       readers: with "stream", parts that are read side by side; a multiple of the number of processes. The batches
         depend on it, and not on the processes.
       shuffle_windows: with "stream", windows of all readers together among which the order is random.
-      fill_cache: with "stream", write the tokens of the first epoch as prepared shards, too.
       mask_documents: attention does not cross from one document of a window to another.
       restart_positions: positions begin at 0 with each document.
     """
@@ -94,7 +93,6 @@ class DataConfig:
     road: Literal["prepared", "stream"] = "prepared"
     readers: int = 8
     shuffle_windows: int = 512
-    fill_cache: bool = False
     mask_documents: bool = False
     restart_positions: bool = False
 

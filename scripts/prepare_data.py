@@ -18,7 +18,7 @@ from gpt2_jax import InputError
 from gpt2_jax.config import DataConfig, meanings
 
 OUT = flags.DEFINE_string("out", None, "Folder for the tokens; made if absent.")
-ELSEWHERE = {"prepared", "road", "readers", "shuffle_windows", "fill_cache", "mask_documents", "restart_positions"}
+ELSEWHERE = {"prepared", "road", "readers", "shuffle_windows", "mask_documents", "restart_positions"}
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 OPTIONS = {}
 for field in dataclasses.fields(DataConfig):

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.prepared import Prepared
+from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.windows import boundaries
 from gpt2_jax.errors import InputError
 
@@ -22,6 +23,7 @@ tf.config.set_visible_devices([], "GPU")
 tf.config.set_visible_devices([], "TPU")
 
 PREFETCHED_CHUNKS = 4
+PREFETCHED_BATCHES = 4  # of a stream
 CHUNK_WINDOWS = 128  # small batches are made several at once: a call from TensorFlow costs as much as ten windows
 
 Batch = dict[str, np.ndarray]
@@ -62,7 +64,7 @@ class LearntStream(TokenStream):
         return bits[start % 8 : start % 8 + stop - start]
 
 
-def open_split(prepared: Prepared, split: str) -> tuple[TokenStream, LearntStream | None]:
+def open_split(prepared: Prepared | HeldOut, split: str) -> tuple[TokenStream, LearntStream | None]:
     """The tokens of a split, and which of them are learnt (None: all)."""
     tokens, learnt = TokenStream(prepared.tokens(split)), prepared.learnt(split)
     return tokens, None if learnt is None else LearntStream(tokens, learnt)
@@ -194,8 +196,50 @@ def train_batches(
     return batches()
 
 
+class StreamedBatches:
+    """The batches of a `Stream`, made while the step before runs.
+
+    Attributes:
+      position: `Stream.position` after the batch given last; the ones made since are not counted.
+    """
+
+    def __init__(self, stream: Stream):
+        self.position = stream.position
+        self._failure: Exception | None = None
+        first = next(stream)
+        spec = lambda x: tf.TensorSpec(x.shape, tf.as_dtype(x.dtype))
+        signature = {name: spec(x) for name, x in first.items()}, spec(self.position)
+
+        def batches() -> Iterator[tuple[Batch, np.ndarray]]:
+            yield first, stream.position
+            try:
+                for batch in stream:
+                    yield batch, stream.position
+            except Exception as error:  # given to whoever waits for the next batch, not to TensorFlow
+                self._failure = error
+
+        batches_ahead = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        self._batches = batches_ahead.prefetch(PREFETCHED_BATCHES).as_numpy_iterator()
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+          InputError: the source failed.
+        """
+        found = next(self._batches, None)
+        if found is None:
+            raise self._failure
+        batch, self.position = found
+        return batch
+
+    def close(self) -> None:
+        """Ends what makes batches ahead, which must not outlive the interpreter."""
+        self._batches = iter(())
+
+
 def evaluation_batches(
-    prepared: Prepared,
+    prepared: Prepared | HeldOut,
     *,
     batch_size: int,
     sequence_length: int,

@@ -36,7 +36,7 @@ DOCUMENT_SPLIT_FROM = 20
 # Options that change how tokens are made or used, and not which they are.
 FREE = frozenset(
     (
-        *("source", "reweigh", "retries", "encoder", "workers", "road", "readers", "shuffle_windows", "fill_cache"),
+        *("source", "reweigh", "retries", "encoder", "workers", "road", "readers", "shuffle_windows"),
         *("prepared", "mask_documents", "restart_positions"),
     )
 )

@@ -1,20 +1,23 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic; the newest and the best are kept.
 
 `<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key),
-`config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on.
+`config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on streamed text a
+fifth, `stream` (JSON), says where the next batch comes from.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gpt2_jax.config import CheckpointConfig
+from gpt2_jax.config import CheckpointConfig, DataConfig
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2
 from gpt2_jax.training.step import TrainState
@@ -22,7 +25,7 @@ from gpt2_jax.training.step import TrainState
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
 FREE = ("model.dtype", "model.remat", "model.scan_unroll", "training.loss_chunks", "training.accumulation_steps",
         "training.steps", "training.log_every", "training.sample_", "optimizer.", "evaluation.", "checkpoint.",
-        "mesh.")  # fmt: skip
+        "mesh.", "data.retries", "data.encoder", "data.workers", "data.prepared")  # fmt: skip
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
 
@@ -90,8 +93,15 @@ class Checkpoints:
             raise InputError(f"{self.directory} has no checkpoint {'yet' if step is None else step}; {there}")
         return found
 
-    def save(self, state: TrainState, config: dict[str, Any], tokenizer: str, val_loss: float | None) -> None:
-        """Starts to write the whole state; returns once it is safe to change it.
+    def save(
+        self,
+        state: TrainState,
+        config: dict[str, Any],
+        tokenizer: str,
+        val_loss: float | None,
+        position: np.ndarray | None = None,
+    ) -> None:
+        """Starts to write the whole state, and the position of a stream; returns once it is safe to change it.
 
         Raises:
           InputError: this save or the one before failed (a full disk); the older checkpoints are untouched.
@@ -99,7 +109,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps:
             return
+        stream = {} if position is None else {"stream": ocp.args.JsonSave({"position": position.tolist()})}
         items = ocp.args.Composite(
+            **stream,
             model=ocp.args.StandardSave(state.model),
             training=ocp.args.StandardSave(_all_but_model(state)),
             config=ocp.args.JsonSave(config),
@@ -119,6 +131,11 @@ class Checkpoints:
         items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         return restored.config, restored.tokenizer["tokenizer.json"]
+
+    def read_position(self, step: int) -> np.ndarray:
+        """Where the next batch of a stream comes from, int64 [readers, sources, 6]."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(stream=ocp.args.JsonRestore()))
+        return np.array(restored.stream["position"], np.int64)
 
     def restore_model(self, step: int, abstract: GPT2) -> GPT2:
         """The parameters alone, into the shapes and shardings of `abstract`."""
@@ -158,6 +175,9 @@ def _all_but_model(state: TrainState) -> dict[str, Any]:
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What a resumed run may not change, as "model.n_layer (4 there, 6 here)"; both are `Config.to_dict()`."""
     flat = lambda config: {f"{group}.{k}": v for group, options in config.items() for k, v in options.items()}
+    if "road" not in saved["data"]:  # of an earlier version: what it did not know has its default
+        key = "" if saved["data"]["text_key"] == "text" else saved["data"]["text_key"]
+        saved = saved | {"data": dataclasses.asdict(DataConfig()) | saved["data"] | {"text_key": key}}
     old, new = flat(saved), flat(wanted)
     return [
         f"{name} ({old.get(name)!r} there, {new.get(name)!r} here)"

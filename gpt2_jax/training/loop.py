@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from clu import parameter_overview
 from clu.metric_writers import MetricWriter
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gpt2_jax.analysis import plots
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
-from gpt2_jax.data.prepare import prepare
-from gpt2_jax.data.prepared import Prepared
+from gpt2_jax.data.corpus import Batches, Corpus, open_corpus
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
-from gpt2_jax.tokenizer import Tokenizer
 from gpt2_jax.training import metrics
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
 from gpt2_jax.training.interruption import stop_signals
@@ -73,12 +71,16 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
 def run_steps(run: "Run", workdir: Path) -> Outcome:
     """The training loop proper; see `train`."""
     config = run.config
-    with Checkpoints(workdir, config.checkpoint) as checkpoints, stop_signals() as stop:
+    with (
+        Checkpoints(workdir, config.checkpoint) as checkpoints,
+        stop_signals() as stop,
+        contextlib.ExitStack() as resources,
+    ):
         state = run.first_state(checkpoints)
         first = step = int(state.step)
         (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         run.describe(state.model)
-        batches = run.batches(first)
+        batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
         meter = metrics.Meter(config, num_parameters(state.model), run.mesh)
         bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=None, dynamic_ncols=True)
         # At step 0 everything is measured again, that of step 0 included.
@@ -89,7 +91,15 @@ def run_steps(run: "Run", workdir: Path) -> Outcome:
                 run.show_sample(state, writer)
             meter.restart()
             while step < config.training.steps and stop.signal is None:
-                batch = global_batch(meter.waiting(lambda: next(batches)), run.mesh)
+                try:
+                    batch = meter.waiting(lambda: next(batches))
+                except InputError:  # a stream's source is gone: what was learnt from it is kept
+                    if previous is not None:
+                        report(step, previous, config, meter, writer, bar)
+                        run.save(state, checkpoints, None, batches)
+                        checkpoints.wait()
+                    raise
+                batch = global_batch(batch, run.mesh)
                 state, current = run.train_step(state, batch)
                 if previous is not None:  # fetched while the step just dispatched runs
                     report(step, previous, config, meter, writer, bar)
@@ -104,14 +114,14 @@ def run_steps(run: "Run", workdir: Path) -> Outcome:
                     previous = None
                     val_loss = run.validate(state, writer) if validates else None
                     if saves:
-                        run.save(state, checkpoints, val_loss)
+                        run.save(state, checkpoints, val_loss, batches)
                     if samples:
                         run.show_sample(state, writer)
                     meter.restart()
             if stop.signal is not None:
                 if previous is not None:
                     report(step, previous, config, meter, writer, bar)
-                run.save(state, checkpoints, None)
+                run.save(state, checkpoints, None, batches)
             checkpoints.wait()
     if jax.process_index() == 0:
         plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
@@ -159,8 +169,7 @@ class Run:
 
     Attributes:
       config: with the vocabulary's size filled in.
-      prepared: tokens by the names of their sources.
-      tokenizer: of all of them.
+      corpus: tokens and tokenizer.
       mesh: all devices.
       init: makes a fresh state; `shapes` and `shardings` are those of its result.
       train_step: jitted, donating the state.
@@ -169,8 +178,7 @@ class Run:
     """
 
     config: Config
-    prepared: dict[str, Prepared]
-    tokenizer: Tokenizer
+    corpus: Corpus
     mesh: Mesh
     init: Callable[[], TrainState]
     shapes: TrainState
@@ -186,10 +194,11 @@ class Run:
         keep_freed_memory()
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
-        prepared = prepare(unbound.data, data_folder(unbound, workdir), progress=say)
-        tokenizer = next(iter(prepared.values())).tokenizer
-        config = bind_vocabulary(options, len(tokenizer))
-        tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
+        schedule = make_schedule(unbound.optimizer, unbound.training.steps)
+        tx = make_optimizer(unbound.optimizer, unbound.training.steps)
+        corpus = open_corpus(unbound, data_folder(unbound, workdir), say)
+        config = bind_vocabulary(options, len(corpus.tokenizer))
+        corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         parts = config.training.accumulation_steps
         check_mesh(
             mesh,
@@ -199,16 +208,13 @@ class Run:
                 "evaluation.batch_size": eval_batch_size(config),
             },
         )
-        schedule = make_schedule(config.optimizer, config.training.steps)
-        tx = make_optimizer(config.optimizer, config.training.steps)
         init = functools.partial(init_state, config.model, tx, config.training.seed)
         shapes = jax.eval_shape(init)
         shardings = tree_shardings(shapes, mesh)
         train_step = make_train_step(tx, schedule, accumulation_steps=parts, loss_chunks=config.training.loss_chunks)
         return cls(
             config=config,
-            prepared=prepared,
-            tokenizer=tokenizer,
+            corpus=corpus,
             mesh=mesh,
             init=init,
             shapes=shapes,
@@ -233,26 +239,12 @@ class Run:
         self.say(f"resumed from step {step} of {checkpoints.directory}: parameters, optimizer, key and data order")
         return state
 
-    def batches(self, start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        """This process's rows of the training batches, from `start_step` on."""
-        return dataset.train_batches(
-            self.prepared,
-            batch_size=self.config.training.batch_size,
-            seed=self.config.training.seed,
-            start_step=start_step,
-            reweighing=self.config.data.reweighing,
-            **self.window_options(),
+    def batches(self, step: int, checkpoints: Checkpoints) -> Batches:
+        """This process's rows of the training batches, from `step` on."""
+        saved = (
+            checkpoints.read_position(step) if self.config.data.road == "stream" and step in checkpoints.steps else None
         )
-
-    def window_options(self) -> dict[str, Any]:
-        """What batches of training and of validation have in common."""
-        return {
-            "sequence_length": self.config.sequence_length,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-            "mask_documents": self.config.data.mask_documents,
-            "restart_positions": self.config.data.restart_positions,
-        }
+        return self.corpus.batches(step, saved)
 
     def validate(self, state: TrainState, writer: MetricWriter) -> float:
         """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
@@ -262,12 +254,14 @@ class Run:
         Raises:
           InputError: it is not finite, so these parameters must not become a checkpoint; or nothing there is learnt.
         """
-        sums = {name: self.sums(name, state) for name in self.prepared}
+        sums = {name: self.sums(name, state) for name in self.corpus.held_out}
         step, count = int(state.step), sum(count for _, count in sums.values())
         nats = math.fsum(nats for nats, _ in sums.values())
         loss = nats / count
         check_finite("validation loss", loss, step, self.config)
-        size = sum(count * self.prepared[name].bytes_per_token("validation") for name, (_, count) in sums.items())
+        size = sum(
+            count * self.corpus.held_out[name].bytes_per_token("validation") for name, (_, count) in sums.items()
+        )
         bits_per_byte = nats / math.log(2) / size
         perplexity = math.exp(min(loss, 700.0))  # the largest that a float64 holds
         each = {name: nats / count for name, (nats, count) in sums.items()} if len(sums) > 1 else {}
@@ -286,10 +280,14 @@ class Run:
           InputError: none counts.
         """
         windows = dataset.evaluation_batches(
-            self.prepared[name],
+            self.corpus.held_out[name],
             batch_size=eval_batch_size(self.config),
+            sequence_length=self.config.sequence_length,
             windows=self.config.evaluation.windows,
-            **self.window_options(),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            mask_documents=self.config.data.mask_documents,
+            restart_positions=self.config.data.restart_positions,
         )
         sums = [self.eval_step(state.model, global_batch(batch, self.mesh)) for batch in windows]
         count = sum(int(s["count"]) for s in sums)
@@ -307,7 +305,7 @@ class Run:
             return
         model = on_one_device(state.model, self.mesh)
         if jax.process_index() == 0:
-            lm = LanguageModel(model, self.tokenizer)
+            lm = LanguageModel(model, self.corpus.tokenizer)
             prompt = lm.tokenizer.encode(config.training.sample_prompt) or [lm.tokenizer.end_of_text]
             prompt = prompt[: config.model.n_positions - 1]
             room = min(config.training.sample_tokens, config.model.n_positions - len(prompt))
@@ -315,9 +313,12 @@ class Run:
             writer.write_texts(int(state.step), {"sample": text})
             self.say(f"--- sample at step {int(state.step)} ---\n{text}\n---")
 
-    def save(self, state: TrainState, checkpoints: Checkpoints, val_loss: float | None) -> None:
+    def save(self, state: TrainState, checkpoints: Checkpoints, val_loss: float | None, batches: Batches) -> None:
         """Starts a checkpoint; one without a validation loss is never the best."""
-        checkpoints.save(state, self.config.to_dict(), self.tokenizer.to_json(), val_loss)
+        position = batches.position
+        if position is not None and jax.process_count() > 1:
+            position = multihost_utils.process_allgather(position, tiled=True)
+        checkpoints.save(state, self.config.to_dict(), self.corpus.tokenizer.to_json(), val_loss, position)
 
     def describe(self, model: GPT2) -> None:
         """Logs what is about to run: parameters, data, devices."""

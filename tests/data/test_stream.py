@@ -207,3 +207,39 @@ def test_what_is_refused():
         next(stream(source_of(texts_of(5)), fraction=1.0))
     with pytest.raises(InputError, match=r"none of the documents of files validates; raise data.validation_fraction"):
         HeldOut.collect(source_of(["a"]), ENCODING, TOKENIZER, fraction=1e-9, tokens=5)
+
+
+def test_batches_through_tensorflow_tell_the_position_of_what_was_given(monkeypatch):
+    from gpt2_jax.data.dataset import StreamedBatches
+
+    whole = take(stream(source_of(texts_of(40))), 30)
+    batches = StreamedBatches(stream(source_of(texts_of(40))))
+    try:
+        assert_same(take(batches, 11), whole[:11])
+        position = batches.position
+        again = StreamedBatches(stream(source_of(texts_of(40)), start_step=11, position=position))
+        assert_same(take(again, 19), whole[11:])
+    finally:
+        batches.close()
+        again.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(Texts):
+    def documents(self, start=0, counts=None):
+        yield from super().documents(start, counts)
+        raise InputError("the source is gone")
+
+
+def test_a_source_that_fails_gives_what_it_had_and_then_its_error():
+    from gpt2_jax.data.dataset import StreamedBatches
+
+    source = Source("files", DataConfig(), (Failing(tuple(texts_of(800))),))
+    batches = StreamedBatches(stream(source))
+    given = 0
+    with pytest.raises(InputError, match="the source is gone"):
+        for _ in range(1000):
+            next(batches)
+            given += 1
+    assert given > 0
+    batches.close()
