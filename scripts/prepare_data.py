@@ -2,12 +2,15 @@
 
     python scripts/prepare_data.py --source=openwebtext --tokenizer=openai-community/gpt2 --encoder=tiktoken --out=owt
     python scripts/prepare_data.py --paths=poems/,songs.jsonl --out=mine
+    python scripts/prepare_data.py --source=openwebtext --tokenizer=openai-community/gpt2 --out=gs://bucket/owt \
+        --beam="--runner=DataflowRunner --project=mine --region=us-central1 --temp_location=gs://bucket/tmp"
     python scripts/train.py --config=CONFIG --workdir=runs/mine --config.data.prepared=mine (and the same options)
 
 The flags are the options of `DataConfig` (gpt2_jax/config.py); training finds the tokens when its own are the same.
 """
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -18,6 +21,11 @@ from gpt2_jax import InputError
 from gpt2_jax.config import DataConfig, meanings
 
 OUT = flags.DEFINE_string("out", None, "Folder for the tokens; made if absent.")
+BEAM = flags.DEFINE_string(
+    "beam",
+    None,
+    "Prepare by an Apache Beam pipeline with these options, not by processes here; needs the extra beam.",
+)
 ELSEWHERE = {"prepared", "road", "readers", "shuffle_windows", "mask_documents", "restart_positions"}
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 OPTIONS = {}
@@ -41,7 +49,13 @@ def main(argv: list[str]) -> int:
     if options["paths"] and not OPTIONS["source"].present:
         options["source"] = "files"
     try:
-        prepare(DataConfig(**options), Path(OUT.value).expanduser(), progress=print)
+        config = DataConfig(**options)
+        if BEAM.value is None:
+            prepare(config, Path(OUT.value).expanduser(), progress=print)
+        else:
+            from gpt2_jax.data import beam
+
+            beam.prepare(config, OUT.value, options=shlex.split(BEAM.value), progress=print)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -11,11 +11,10 @@ from jax.experimental import multihost_utils
 
 from gpt2_jax.config import Config, DataConfig
 from gpt2_jax.data import dataset
-from gpt2_jax.data.prepare import Progress, control_code, prepare
+from gpt2_jax.data.prepare import Progress, control_code, encoding_of, prepare
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import HeldOut, Stream
-from gpt2_jax.data.tokenize import Encoding
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load
 
@@ -109,8 +108,7 @@ def _streamed(config: Config, options: dict[str, Any], say: Progress) -> Corpus:
     for name in data.weights:
         source = sources[name] = open_source(data, name)
         say(f"streaming {source.describe()}")
-        code = tokenizer.encode(control_code(name), allow_special=True)[0] if data.control_codes else None
-        encodings[name] = Encoding(tokenizer.to_json(), data.encoder, code)
+        encodings[name] = encoding_of(data, name, tokenizer)
         held_out[name] = HeldOut.collect(
             source, encodings[name], tokenizer,
             fraction=data.validation_fraction, tokens=windows * config.sequence_length + 1,

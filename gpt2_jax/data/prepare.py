@@ -9,6 +9,7 @@ import array
 import concurrent.futures.process
 import dataclasses
 import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -63,7 +64,7 @@ def prepare(
     """
     directory = Path(directory)
     names = list(config.weights)
-    folders = {name: directory if len(names) == 1 else directory / name.replace("/", "--") for name in names}
+    folders = {name: directory / subfolder(config, name) for name in names}
     found = {name: _finished(config, name, folder, progress) for name, folder in folders.items()}
     if all(found.values()):
         return found
@@ -74,15 +75,21 @@ def prepare(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder} cannot be made ({error.strerror}); choose another workdir") from None
-    with _pool(config.workers if workers is None else workers, sources.values()) as run:
+    with pool(config.workers if workers is None else workers, sources.values()) as run:
         records = {name: _resume(folders[name], config, sources[name], progress) for name in names}
         known = {name: Layout.of_record(config, sources[name], records[name]) for name in names}
         layouts = {name: known[name] or lay_out(config, sources[name], run, progress) for name in names}
-        tokenizer = _tokenizer(config, layouts, [r and folders[name] for name, r in records.items()], progress)
+        begun = [folders[name] for name in names if records[name]]
+        tokenizer = load(begun[0] / "tokenizer.json") if begun else shared_tokenizer(config, layouts, progress)
         for name in names:
             record = records[name] or _begin(folders[name], config, layouts[name], tokenizer)
             _finish(folders[name], config, layouts[name], tokenizer, record, run, progress)
     return {name: load_prepared(folder) for name, folder in folders.items()}
+
+
+def subfolder(config: DataConfig, name: str) -> str:
+    """Where the tokens of a source are: "" for one that is alone, else a folder of its own."""
+    return "" if len(config.weights) == 1 else name.replace("/", "--")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,12 +224,8 @@ def control_code(name: str) -> str:
     return f"<|{name.rpartition('/')[2]}|>"
 
 
-def _tokenizer(
-    config: DataConfig, layouts: dict[str, Layout], unfinished: list[Path | None], progress: Progress
-) -> Tokenizer:
+def shared_tokenizer(config: DataConfig, layouts: dict[str, Layout], progress: Progress) -> Tokenizer:
     """The tokenizer of all corpora, trained on the training texts if it has to be."""
-    for folder in filter(None, unfinished):
-        return load(folder / "tokenizer.json")
     if config.tokenizer == "bpe":
         progress(f"training a byte-level BPE of {config.vocab_size} entries")
         texts = (text for layout in layouts.values() for text in layout.texts(config, ("train",)))
@@ -236,18 +239,21 @@ def _tokenizer(
     )
 
 
+def encoding_of(config: DataConfig, name: str, tokenizer: Tokenizer) -> Encoding:
+    """How the documents of a source become tokens."""
+    control = tokenizer.encode(control_code(name), allow_special=True)[0] if config.control_codes else None
+    return Encoding(tokenizer.to_json(), config.encoder, control)
+
+
 def _options(config: DataConfig, name: str) -> dict[str, Any]:
     """What decides the tokens of a source."""
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
     return {"source": name, **options}
 
 
-def _begin(folder: Path, config: DataConfig, layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Writes the tokenizer and a record without parts."""
-    for leftover in (*folder.glob("*.bin*"), *folder.glob("*.mask*")):
-        leftover.unlink()
-    write_file(folder, "tokenizer.json", tokenizer.to_json().encode())
-    record = {
+def new_record(config: DataConfig, layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What `progress.json` has of a corpus before its first part is finished."""
+    return {
         "format": FORMAT,
         "options": _options(config, layout.source.name),
         "source": layout.source.describe(),
@@ -255,10 +261,18 @@ def _begin(folder: Path, config: DataConfig, layout: Layout, tokenizer: Tokenize
         "division": dataclasses.asdict(layout.division),
         "vocab_size": len(tokenizer),
         "dtype": "<u2" if len(tokenizer) <= 2**16 else "<u4",
-        "tokenizer": sha256_of(folder / "tokenizer.json"),
+        "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
         "positions": list(layout.positions),
         "parts": {},
     }
+
+
+def _begin(folder: Path, config: DataConfig, layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Writes the tokenizer and a record without parts."""
+    for leftover in (*folder.glob("*.bin*"), *folder.glob("*.mask*")):
+        leftover.unlink()
+    write_file(folder, "tokenizer.json", tokenizer.to_json().encode())
+    record = new_record(config, layout, tokenizer)
     _save(folder, "progress.json", record)
     return record
 
@@ -299,10 +313,7 @@ def _finish(
     """Writes the parts that `record` lacks, then the manifest."""
     if "splits" in record:
         return
-    name = layout.source.name
-    control = tokenizer.encode(control_code(name), allow_special=True)[0] if config.control_codes else None
-    encoding = Encoding(tokenizer.to_json(), config.encoder, control)
-    tasks = layout.tasks(config, encoding, record["dtype"])
+    tasks = layout.tasks(config, encoding_of(config, layout.source.name, tokenizer), record["dtype"])
     todo = [task for task in tasks if str(task.number) not in record["parts"]]
     began, done = time.monotonic(), 0
     for task, entry in zip(todo, run(functools.partial(write_part, folder), todo)):
@@ -317,7 +328,7 @@ def _finish(
     manifest = manifest_of(record, layout.source)
     _save(folder, "manifest.json", manifest)
     (folder / "progress.json").unlink()
-    progress(f"{folder}: {_summary(manifest)}")
+    progress(f"{folder}: {summary(manifest)}")
 
 
 def write_part(folder: Path, task: Task) -> dict[str, Any]:
@@ -380,12 +391,12 @@ def _finished(config: DataConfig, name: str, folder: Path, progress: Progress) -
     if changed:
         raise InputError(f"{folder} holds tokens of another corpus: {'; '.join(changed)}; {redo(folder)}")
     (folder / "progress.json").unlink(missing_ok=True)
-    progress(f"{folder} holds the tokens already: {_summary(prepared.manifest)}")
+    progress(f"{folder} holds the tokens already: {summary(prepared.manifest)}")
     return prepared
 
 
-class _pool:
-    """`with _pool(workers, sources) as run`: `run(function, items)` gives the results in order as they come."""
+class pool:
+    """`with pool(workers, sources) as run`: `run(function, items)` gives the results in order as they come."""
 
     def __init__(self, workers: int, sources: Iterable[Source]):
         parts = max((len(source.parts) for source in sources), default=1)
@@ -458,11 +469,17 @@ def write_file(folder: Path, name: str, data: bytes) -> None:
         ) from None
 
 
+def as_json(record: dict[str, Any]) -> bytes:
+    """A record as it is written."""
+    return (json.dumps(record, indent=2) + "\n").encode()
+
+
 def _save(folder: Path, name: str, record: dict[str, Any]) -> None:
-    write_file(folder, name, (json.dumps(record, indent=2) + "\n").encode())
+    write_file(folder, name, as_json(record))
 
 
-def _summary(manifest: dict[str, Any]) -> str:
+def summary(manifest: dict[str, Any]) -> str:
+    """A line about what was made."""
     counts = [
         f"{s['tokens']:,} {name} tokens of {s['documents']:,} documents" for name, s in manifest["splits"].items()
     ]

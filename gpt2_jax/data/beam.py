@@ -1,0 +1,130 @@
+"""Preparation as an Apache Beam pipeline, for corpora that outgrow a machine: the shards and manifest of prepare.py.
+
+Each element is a part of the corpus. A worker encodes it, writes its shards and then its record, so that a part that is
+done twice, as runners may, is the same, and a pipeline that is run again goes on after the finished parts.
+"""
+
+import dataclasses
+import functools
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import apache_beam as beam
+from absl import logging
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data import prepare as local
+from gpt2_jax.data.prepare import Layout, Progress
+from gpt2_jax.data.sources import open_source
+from gpt2_jax.data.tokenize import Encoding, Task, encode_part
+from gpt2_jax.errors import InputError
+from gpt2_jax.tokenizer import Tokenizer
+
+
+def prepare(
+    config: DataConfig, out: str, *, options: Sequence[str] = (), progress: Progress = logging.info
+) -> dict[str, dict[str, Any]]:
+    """Makes the tokens of `config` in `out`.
+
+    A corpus of files is read once before the pipeline, here, to divide it; one of the hub is not (see `lay_out`).
+
+    Args:
+      config: as for `prepare.prepare`.
+      out: a folder on any filesystem of Beam that the workers reach: a path, "gs://bucket/folder", ...
+      options: of the pipeline, such as ["--runner=DataflowRunner", "--project=..."]; the direct runner by default.
+      progress: is told in one line what happens.
+
+    Returns:
+      {name of the source: its manifest}.
+
+    Raises:
+      InputError: a bad corpus, or a pipeline that failed.
+    """
+    sources = {name: open_source(config, name) for name in config.weights}
+    with local.pool(config.workers, sources.values()) as run:
+        layouts = {name: local.lay_out(config, source, run, progress) for name, source in sources.items()}
+    tokenizer = local.shared_tokenizer(config, layouts, progress)
+    return {
+        name: _prepare_source(config, layout, tokenizer, _join(out, local.subfolder(config, name)), options, progress)
+        for name, layout in layouts.items()
+    }
+
+
+def _prepare_source(
+    config: DataConfig, layout: Layout, tokenizer: Tokenizer, out: str, options: Sequence[str], progress: Progress
+) -> dict[str, Any]:
+    record = local.new_record(config, layout, tokenizer)
+    header = local.as_json(record)
+    if not FileSystems.exists(out):
+        FileSystems.mkdirs(out)
+    begun = _join(out, "progress.json")
+    if FileSystems.exists(_join(out, "manifest.json")) or (FileSystems.exists(begun) and _read(begun) != header):
+        raise InputError(f"{out} holds other tokens, or finished ones; delete it, or choose another --out")
+    _write(out, "tokenizer.json", tokenizer.to_json().encode())
+    _write(out, "progress.json", header)
+
+    encoding = local.encoding_of(config, layout.source.name, tokenizer)
+    tasks = layout.tasks(config, Encoding(""), record["dtype"])  # the tokenizer travels once, not with each part
+    settings = PipelineOptions(list(options))
+    settings.view_as(SetupOptions).save_main_session = False
+    try:
+        with beam.Pipeline(options=settings) as pipeline:
+            _ = (
+                pipeline
+                | "parts" >> beam.Create(tasks)
+                | "spread" >> beam.Reshuffle()
+                | "encode" >> beam.ParDo(EncodePart(encoding, out))
+            )
+    except Exception as error:  # each runner has its own
+        reason = " ".join(str(error).split())[-300:]
+        raise InputError(
+            f"the pipeline failed ({type(error).__name__}: {reason}); run it again: it goes on after the finished parts"
+        ) from error
+
+    names = [_record_name(task.number) for task in tasks]
+    record["parts"] = {str(i): json.loads(_read(_join(out, name))) for i, name in enumerate(names)}
+    manifest = local.manifest_of(record, layout.source)
+    _write(out, "manifest.json", local.as_json(manifest))
+    FileSystems.delete([begun, *(_join(out, name) for name in names)])
+    progress(f"{out}: {local.summary(manifest)}")
+    return manifest
+
+
+class EncodePart(beam.DoFn):
+    """Writes the shards of a part, unless its record is there already."""
+
+    def __init__(self, encoding: Encoding, out: str):
+        self.encoding, self.out = encoding, out
+
+    def process(self, task: Task):
+        if FileSystems.exists(_join(self.out, _record_name(task.number))):
+            return
+        task = dataclasses.replace(task, encoding=self.encoding)
+        entry = encode_part(task, functools.partial(_write, self.out))
+        _write(self.out, _record_name(task.number), json.dumps(entry).encode())
+
+
+def _record_name(number: int) -> str:
+    return f"part-{number:05d}.json"
+
+
+def _join(folder: str, name: str) -> str:
+    return FileSystems.join(folder, name) if name else folder
+
+
+def _write(folder: str, name: str, data: bytes) -> None:
+    """A file, complete or not at all, whoever else writes the same."""
+    unfinished, path = _join(folder, f"{name}.{uuid.uuid4().hex}.unfinished"), _join(folder, name)
+    with FileSystems.create(unfinished, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        file.write(data)
+    FileSystems.rename([unfinished], [path])
+
+
+def _read(path: str) -> bytes:
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return file.read()
