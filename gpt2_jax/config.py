@@ -32,7 +32,8 @@ class DataConfig:
         id; several with weights are a mixture: "stories=3, poetry=1".
       reweigh: other weights from a step on: "1000: stories=1, poetry=1; 5000: poetry=1".
       paths: with "files", files, folders or globs of text, Markdown, Python, .jsonl and .parquet, separated by commas;
-        with one source of the hub, a folder that holds a copy of it.
+        with one source of the hub, a folder that holds a copy of it. Of a mixture each source's after its name:
+        "mine: poems/, songs.jsonl; stories: /copies/TinyStories"; a name of your own is of files.
       revision, subset, hub_split: of a hub id: branch, tag or commit; configuration; split. "" is the source's own.
       text_key: the field or column that holds the text; "" is the source's own, "text" for files and hub ids.
       prompt_key: the field or column of a prompt that comes before the text and is not learnt; "" is none.
@@ -97,19 +98,19 @@ class DataConfig:
     restart_positions: bool = False
 
     def __post_init__(self):
-        names = self.weights
-        check(
-            "files" not in names or self.paths.strip() != "",
-            "data.paths",
-            self.paths,
-            "one or more files, folders or globs when data.source is 'files' (--config.data.paths=corpus.txt)",
-        )
-        check(
-            self.paths == "" or "stdlib" not in names,
-            "data.paths",
-            self.paths,
-            "empty unless data.source is 'files'; add --config.data.source=files",
-        )
+        for name, paths in {name: self.paths_of(name) for name in self.weights}.items():
+            check(
+                name != "files" or paths != "",
+                "data.paths",
+                self.paths,
+                "one or more files, folders or globs when data.source is 'files' (--config.data.paths=corpus.txt)",
+            )
+            check(
+                name != "stdlib" or paths == "",
+                "data.paths",
+                self.paths,
+                "empty unless data.source is 'files'; add --config.data.source=files",
+            )
         self._check_reweighing()
         for name in ("min_characters", "max_characters", "max_line_length", "retries", "workers"):
             check(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
@@ -158,6 +159,23 @@ class DataConfig:
     def weights(self) -> dict[str, float]:
         """The sources with their weights at the beginning."""
         return parse_weights("data.source", self.source)
+
+    def paths_of(self, source: str) -> str:
+        """The paths of one of the sources.
+
+        Raises:
+          InputError: paths of a mixture without the names of sources.
+        """
+        if len(self.weights) == 1 or not self.paths.strip():
+            return self.paths.strip()
+        entries = [entry.partition(":") for entry in self.paths.split(";") if entry.strip()]
+        found = {name.strip(): paths.strip() for name, _, paths in entries}
+        right = len(found) == len(entries) and found.keys() <= self.weights.keys() and all(found.values())
+        names = " and ".join(self.weights)
+        check(
+            right, "data.paths", self.paths, f'of {names}, such as "{next(iter(self.weights))}: folder/, file.txt; ..."'
+        )
+        return found.get(source, "")
 
     @property
     def reweighing(self) -> list[tuple[int, dict[str, float]]]:

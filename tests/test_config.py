@@ -5,7 +5,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from gpt2_jax import Config, InputError, default_config
-from gpt2_jax.config import DataConfig, OptimizerConfig
+from gpt2_jax.config import DataConfig, OptimizerConfig, meanings
 
 
 def test_defaults_make_a_config_and_come_back_from_a_dict():
@@ -81,3 +81,58 @@ def test_command_line_overrides(pytestconfig, monkeypatch):
     monkeypatch.setattr("sys.argv", arguments)  # where ml_collections looks for overrides
     values(arguments)
     assert values.config.optimizer.learning_rate == 1e-2 and values.config.model.n_inner == 64
+
+
+def test_weights_and_paths_of_a_mixture():
+    config = DataConfig(
+        source="mine=3, stories",
+        paths="mine: a/, b.txt; stories: /copy",
+        reweigh="10: stories; 20: mine=.5, stories=.5",
+    )
+    assert config.weights == {"mine": 3.0, "stories": 1.0}
+    assert config.reweighing == [
+        (0, config.weights), (10, {"stories": 1.0}), (20, {"mine": 0.5, "stories": 0.5}),
+    ]  # fmt: skip
+    assert (config.paths_of("mine"), config.paths_of("stories")) == ("a/, b.txt", "/copy")
+    assert DataConfig(source="files", paths="C: not a name").paths_of("files") == "C: not a name"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": ""}, r"data.source is ''; it must be sources with weights above 0, each once"),
+        ({"source": "a=0"}, r"data.source is 'a=0'; it must be sources with weights above 0"),
+        ({"source": "a=x"}, r"data.source is 'a=x'; it must be"),
+        ({"source": "a, a"}, r"data.source is 'a, a'; it must be"),
+        (
+            {"source": "a, b", "reweigh": "5: c"},
+            r"data.reweigh is '5: c'; it must be of sources that data.source",
+        ),
+        ({"source": "a, b", "reweigh": "9: a; 5: b"}, r"data.reweigh is .* of rising steps, from 1 on"),
+        ({"source": "a, b", "reweigh": "0: a"}, r"data.reweigh is .* of rising steps, from 1 on"),
+        ({"source": "a, b", "reweigh": "x: a"}, r"data.reweigh is 'x: a'; it must be such as"),
+        ({"source": "a, b", "paths": "poems/"}, r"data.paths is 'poems/'; it must be of a and b, such as \"a: folder/"),
+        ({"source": "a, b", "paths": "a: x; a: y"}, r"data.paths is 'a: x; a: y'; it must be of a and b"),
+        ({"source": "files, b", "paths": "b: x"}, r"data.paths is 'b: x'; it must be one or more files"),
+        ({"min_characters": 5, "max_characters": 4}, r"data.min_characters is 5; it must be at most data.max_char"),
+        ({"readers": 0}, r"data.readers is 0; it must be at least 1"),
+        (
+            {"road": "stream"},
+            r"data.tokenizer is 'bpe'; it must be a tokenizer.json, a folder or a hub id with",
+        ),
+        ({"road": "stream", "tokenizer": "x", "deduplicate": True}, r"data.deduplicate is True; it must be false with"),
+        (
+            {"road": "stream", "tokenizer": "x", "split": "tail"},
+            r"data.split is 'tail'; it must be 'document' or 'auto'",
+        ),
+    ],
+)
+def test_data_options_that_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        DataConfig(**options)
+
+
+def test_every_option_has_a_meaning():
+    for kind in Config.__dataclass_fields__.values():
+        names = {field.name for field in dataclasses.fields(kind.type)}
+        assert set(meanings(kind.type)) == names, kind.type

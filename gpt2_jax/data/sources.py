@@ -125,7 +125,7 @@ class Source:
             return f"{self.name}: {len(self.parts)} shard{'s' * (len(self.parts) != 1)} of the hub"
         size = sum(path.stat().st_size for _, path in self.files) / 1e6
         version = ".".join(map(str, sys.version_info[:3]))
-        what = f"Python {version}'s standard library" if self.name == "stdlib" else self.config.paths
+        what = f"Python {version}'s standard library" if self.name == "stdlib" else self.config.paths_of(self.name)
         return f"{what}: {len(self.files)} file{'s' * (len(self.files) != 1)}, {size:.2f} MB"
 
 
@@ -142,9 +142,10 @@ def nothing_kept(source: Source, counts: Counter) -> InputError:
 def open_source(config: DataConfig, name: str | None = None) -> Source:
     """Finds the parts of a source.
 
-    "stdlib" is the running Python's own standard library without tests and installed packages (about 12 MB). "files" is
-    `config.paths`: each comma-separated entry in turn, what it names sorted; folders are searched to the bottom, hidden
-    ones left out; a file named twice is read once. All others are datasets of the hub, or a copy at `config.paths`.
+    "stdlib" is the running Python's own standard library without tests and installed packages (about 12 MB). "files",
+    and in a mixture any name with paths, is its `config.paths`: each comma-separated entry in turn, what it names
+    sorted; folders are searched to the bottom, hidden ones left out; a file named twice is read once. All others are
+    datasets of the hub, or a copy at `config.paths`.
 
     Args:
       config: the options.
@@ -159,10 +160,10 @@ def open_source(config: DataConfig, name: str | None = None) -> Source:
     if name == "stdlib":
         files = _stdlib_files()
         return Source(name, config, _grouped_texts(files, config, python=True), files)
-    if name == "files":
-        files = _files(config.paths)
+    paths, entry = config.paths_of(name), REGISTRY.get(name)
+    if name == "files" or (entry is None and paths and "/" not in name):
+        files = _files(paths)
         return Source(name, config, tuple(_parts_of(files, config)), files)
-    entry = REGISTRY.get(name)
     if entry is None:
         if "/" not in name or not HUB_ID.fullmatch(name):
             raise InputError(
@@ -173,16 +174,16 @@ def open_source(config: DataConfig, name: str | None = None) -> Source:
     config = dataclasses.replace(
         config, text_key=config.text_key or entry.text, prompt_key=config.prompt_key or entry.prompt
     )
-    if config.paths and not Path(config.paths).expanduser().is_dir():
+    if paths and not Path(paths).expanduser().is_dir():
         raise InputError(
-            f"data.paths is {config.paths!r}, which is no folder; with data.source={name} it must be a folder that "
+            f"data.paths is {paths!r}, which is no folder; with data.source={name} it must be a folder that "
             "holds a copy of the dataset, or empty to read it from the hub"
         )
     dataset = Dataset(
-        str(Path(config.paths).expanduser()) if config.paths else entry.hub,
-        config.subset or ("" if config.paths else entry.subset),
+        str(Path(paths).expanduser()) if paths else entry.hub,
+        config.subset or ("" if paths else entry.subset),
         config.hub_split or entry.split,
-        "" if config.paths else config.revision,
+        "" if paths else config.revision,
     )
     return Source(name, config, hub_parts(name, dataset, config, entry.assemble))
 

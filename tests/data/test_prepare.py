@@ -567,19 +567,22 @@ def test_prompts_are_written_and_masked(tmp_path):
 
 def test_a_mixture_shares_a_tokenizer_and_has_a_folder_a_source(tmp_path):
     write_lines(tmp_path / "train.jsonl", [{"text": f"once upon a time {i}"} for i in range(60)])
-    both = DataConfig(source="files=3, somebody/tales", paths=str(tmp_path), vocab_size=300, control_codes=True)
-    both = dataclasses.replace(both, split="document", validation_fraction=0.2)
+    (tmp_path / "poem.txt").write_text("\n".join(f"a rose {i}" for i in range(50)))
+    paths = f"mine: {tmp_path / 'poem.txt'}; somebody/tales: {tmp_path}"
+    both = DataConfig(source="mine=3, somebody/tales", paths=paths, vocab_size=300, control_codes=True, workers=1)
+    both = dataclasses.replace(both, split="tail", validation_fraction=0.2)
     found = preparing.prepare(both, tmp_path / "out", progress=quiet)
-    assert list(found) == ["files", "somebody/tales"]
-    assert [prepared.directory.name for prepared in found.values()] == ["files", "somebody--tales"]
+    assert list(found) == ["mine", "somebody/tales"]
+    assert [prepared.directory.name for prepared in found.values()] == ["mine", "somebody--tales"]
     one, other = found.values()
     assert one.tokenizer.to_json() == other.tokenizer.to_json()
-    codes = [one.tokenizer.encode(code, allow_special=True) for code in ("<|files|>", "<|tales|>")]
+    codes = [one.tokenizer.encode(code, allow_special=True) for code in ("<|mine|>", "<|tales|>")]
     assert [len(code) for code in codes] == [1, 1] and len(one.tokenizer) == 302
     end = one.tokenizer.end_of_text
     for prepared, (code,) in zip(found.values(), codes):
         ids = np.array(tokens(prepared, "train"))
-        begins = [0, *(np.flatnonzero(ids == end)[:-1] + 1)]
+        begins = [0, *(np.flatnonzero(ids == end) + 1)]
+        begins = [i for i in begins if i < len(ids)]
         assert (ids[begins] == code).all() and (ids == code).sum() == len(begins)
     again = preparing.prepare(both, tmp_path / "out", progress=quiet)
     assert [p.manifest for p in again.values()] == [p.manifest for p in found.values()]
