@@ -7,6 +7,7 @@ done twice, as runners may, is the same, and a pipeline that is run again goes o
 import dataclasses
 import functools
 import json
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import apache_beam as beam
 from absl import logging
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data import prepare as local
@@ -24,6 +25,8 @@ from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenize import Encoding, Task, encode_part
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer
+
+_REFUSED = re.compile(r"gpt2_jax\.errors\.InputError: (.+)")
 
 
 def prepare(
@@ -36,15 +39,16 @@ def prepare(
     Args:
       config: as for `prepare.prepare`.
       out: a folder on any filesystem of Beam that the workers reach: a path, "gs://bucket/folder", ...
-      options: of the pipeline, such as ["--runner=DataflowRunner", "--project=..."]; the direct runner by default.
+      options: of the pipeline, such as ["--runner=DataflowRunner", "--project=..."]; by default it runs here.
       progress: is told in one line what happens.
 
     Returns:
       {name of the source: its manifest}.
 
     Raises:
-      InputError: a bad corpus, or a pipeline that failed.
+      InputError: a bad corpus, a folder that cannot be used, or a pipeline that failed.
     """
+    _make_folder(out)
     sources = {name: open_source(config, name) for name in config.weights}
     with local.pool(config.workers, sources.values()) as run:
         layouts = {name: local.lay_out(config, source, run, progress) for name, source in sources.items()}
@@ -60,8 +64,7 @@ def _prepare_source(
 ) -> dict[str, Any]:
     record = local.new_record(config, layout, tokenizer)
     header = local.as_json(record)
-    if not FileSystems.exists(out):
-        FileSystems.mkdirs(out)
+    _make_folder(out)
     begun = _join(out, "progress.json")
     if FileSystems.exists(_join(out, "manifest.json")) or (FileSystems.exists(begun) and _read(begun) != header):
         raise InputError(f"{out} holds other tokens, or finished ones; delete it, or choose another --out")
@@ -72,6 +75,9 @@ def _prepare_source(
     tasks = layout.tasks(config, Encoding(""), record["dtype"])  # the tokenizer travels once, not with each part
     settings = PipelineOptions(list(options))
     settings.view_as(SetupOptions).save_main_session = False
+    if settings.view_as(StandardOptions).runner is None:
+        # What DirectRunner comes to for a pipeline such as this, once it has tried to download another, Prism.
+        settings.view_as(StandardOptions).runner = "FnApiRunner"
     try:
         with beam.Pipeline(options=settings) as pipeline:
             _ = (
@@ -81,9 +87,8 @@ def _prepare_source(
                 | "encode" >> beam.ParDo(EncodePart(encoding, out))
             )
     except Exception as error:  # each runner has its own
-        reason = " ".join(str(error).split())[-300:]
         raise InputError(
-            f"the pipeline failed ({type(error).__name__}: {reason}); run it again: it goes on after the finished parts"
+            f"the pipeline failed ({_reason(error)}); run it again: it goes on after the finished parts"
         ) from error
 
     names = [_record_name(task.number) for task in tasks]
@@ -107,6 +112,21 @@ class EncodePart(beam.DoFn):
         task = dataclasses.replace(task, encoding=self.encoding)
         entry = encode_part(task, functools.partial(_write, self.out))
         _write(self.out, _record_name(task.number), json.dumps(entry).encode())
+
+
+def _reason(error: Exception) -> str:
+    """What a worker refused, which runners raise as it is or in the text of a traceback; else the end of that text."""
+    text = str(error) if isinstance(error, InputError) else "".join(_REFUSED.findall(str(error))[:1])
+    refused = text.partition(" [while running")[0]
+    return refused or f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"
+
+
+def _make_folder(path: str) -> None:
+    try:
+        if not FileSystems.exists(path):
+            FileSystems.mkdirs(path)
+    except (OSError, ValueError) as error:  # also a scheme whose package is not installed
+        raise InputError(f"{path} cannot be made ({' '.join(str(error).split())}); choose another --out") from None
 
 
 def _record_name(number: int) -> str:

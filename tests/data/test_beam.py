@@ -62,12 +62,18 @@ def test_a_pipeline_that_failed_goes_on_after_its_finished_parts(config, tmp_pat
     lines, stat = corpus.read_text(), corpus.stat()
     layout = local.lay_out(config, sources.open_source(config), map, lambda _: None)
     tokenizer = local.shared_tokenizer(config, {"files": layout}, lambda _: None)
-    run = lambda: beam._prepare_source(config, layout, tokenizer, str(tmp_path / "out"), [], lambda _: None)
+    folder = str(tmp_path / "out")
+    run = lambda options=(): beam._prepare_source(config, layout, tokenizer, folder, options, lambda _: None)
     *head, last = lines.splitlines(keepends=True)
     corpus.write_text("".join([*head, last.replace("{", "!")]))
     os.utime(corpus, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the same corpus as far as its fingerprint tells
-    with pytest.raises(InputError, match=r"the pipeline failed \(.*is not JSON.*\); run it again: it goes on after"):
-        run()
+    for options in ([], ["--direct_num_workers=2", "--direct_running_mode=multi_threading"]):
+        with pytest.raises(
+            InputError,
+            match=r"^the pipeline failed \(/[^(]*poems.jsonl@\d+ is not JSON \([^)]*\).*; run it again: it goes",
+        ) as caught:
+            run(options)
+        assert len(str(caught.value).splitlines()) == 1 and "while running" not in str(caught.value)
     assert not (tmp_path / "out" / "manifest.json").exists()
     corpus.write_text(lines)
     os.utime(corpus, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -78,3 +84,20 @@ def test_a_pipeline_that_failed_goes_on_after_its_finished_parts(config, tmp_pat
     for path, inode in written.items():
         if path.name.split("-")[1] in finished:
             assert path.stat().st_ino == inode
+
+
+def test_folders_that_cannot_be(config, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^foo://here cannot be made \(Unable to get filesystem .*\); choose another --"
+    ):
+        prepare(config, "foo://here")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/out cannot be made \(.*Not a directory.*\); choose another --out$"):
+        prepare(config, tmp_path / "file" / "out")
+
+
+def test_a_pipeline_that_cannot_start(config, tmp_path):
+    with pytest.raises(
+        InputError, match=r"^the pipeline failed \(ValueError: Unexpected pipeline runner: Fast\. .*; run"
+    ):
+        prepare(config, tmp_path / "out", options=["--runner=Fast"])

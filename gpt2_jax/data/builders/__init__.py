@@ -1,16 +1,18 @@
 """Tokenised corpora as TFDS datasets; importing this registers their names.
 
-    tfds build --imports=gpt2_jax.data.builders stories      (in ~/tensorflow_datasets/stories/gpt2/1.0.0)
-
     import gpt2_jax.data.builders
     import tensorflow_datasets as tfds
 
-    source = tfds.data_source("stories", split="train[:95%]")  # random access: source[7]["tokens"]
+    tfds.builder("stories").download_and_prepare()  # in ~/tensorflow_datasets/stories/gpt2/1.0.0
+    source = tfds.data_source("stories", split="train[:95%]")  # random access
+    source[7]["tokens"]
 
-A tokenizer of one's own, and options of `DataConfig`, are a config (`base.TokensConfig`) with a name of its own:
+A tokenizer of one's own and options of `DataConfig` are a config with a name of its own:
 
-    tfds build --imports=gpt2_jax.data.builders text_files --manual_dir=poems \
-        --config='{"name": "mine", "tokenizer": "tokenizer.json", "options": {"min_characters": 100}}'
+    mine = TokensConfig(name="mine", tokenizer="tokenizer.json", options={"paths": "poems", "min_characters": 100})
+    tfds.builder("text_files", config=mine).download_and_prepare()
+
+What was built is read without this package, too: `tfds.builder_from_directory(folder).as_data_source("train")`.
 """
 
 from gpt2_jax.data.builders.base import TokensConfig
