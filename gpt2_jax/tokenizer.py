@@ -5,9 +5,12 @@ Every token stands for fixed bytes, so decoding is joining them: exact, and stre
 """
 
 import codecs
+import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -97,7 +100,7 @@ class Tokenizer:
         """What `encode_batch` does, by tiktoken: several times faster, with the same ids.
 
         Raises:
-          InputError: a vocabulary of characters, or tiktoken is not installed.
+          InputError: a vocabulary of characters, a BPE that does not work as GPT-2's, or tiktoken is not installed.
         """
         if self.kind != "bpe":
             raise InputError("data.encoder is 'tiktoken', which a vocabulary of characters has not; use 'tokenizers'")
@@ -105,6 +108,8 @@ class Tokenizer:
             import tiktoken
         except ImportError:
             raise InputError("data.encoder 'tiktoken' needs tiktoken; pip install 'gpt2_jax[data]'") from None
+        if strange := _unlike_gpt2(json.loads(self.to_json())):
+            raise InputError(f"data.encoder is 'tiktoken', but this tokenizer's {strange}; use 'tokenizers'")
         special = set(self._special.values())
         encoding = tiktoken.Encoding(
             "gpt2_jax",
@@ -280,6 +285,29 @@ def load(name: str | Path, *, revision: str | None = None) -> Tokenizer:
             " or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2"
         )
     return _load_from_hub(str(name), revision)
+
+
+def _unlike_gpt2(tokenizer: dict[str, Any]) -> str:
+    """What of a `tokenizer.json` tiktoken would do otherwise; "" is nothing."""
+    model, vocabulary = tokenizer["model"], tokenizer["model"]["vocab"]
+    before = tokenizer["pre_tokenizer"] or {}
+    if (before.get("type"), before.get("add_prefix_space"), before.get("use_regex", True)) != (
+        "ByteLevel",
+        False,
+        True,
+    ):
+        return "pre-tokenizer is not GPT-2's"
+    if tokenizer["normalizer"] is not None:
+        return "normalizer changes the text"
+    if any(not token["special"] for token in tokenizer["added_tokens"]):
+        return "added tokens are not all special"
+    if model.get("dropout") or model.get("ignore_merges") or model.get("continuing_subword_prefix"):
+        return "BPE has dropout, prefixes or no merges"
+    ids = [vocabulary["".join(merge if isinstance(merge, list) else merge.split(" "))] for merge in model["merges"]]
+    text = vocabulary.keys() - {token["content"] for token in tokenizer["added_tokens"]}
+    if any(a >= b for a, b in itertools.pairwise(ids)) or len(text) != len(ids) + len(_byte_of_symbol()):
+        return "merges are not in the order of its ids"
+    return ""
 
 
 def _load_folder(folder: Path) -> Tokenizer:

@@ -330,6 +330,25 @@ def test_tiktoken_takes_special_tokens_and_long_words_as_text():
         train_characters(["ab"]).tiktoken()
 
 
+def test_tiktoken_refuses_what_it_would_encode_otherwise():
+    def changed(**changes):
+        tokenizer = json.loads(own_bpe().to_json())
+        tokenizer["model"] |= changes.pop("model", {})
+        return Tokenizer.from_json(json.dumps(tokenizer | changes))
+
+    merges = json.loads(own_bpe().to_json())["model"]["merges"]
+    before = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    cases = {
+        "pre-tokenizer is not GPT-2's": {"pre_tokenizer": before},
+        "normalizer changes the text": {"normalizer": {"type": "Lowercase"}},
+        "BPE has dropout, prefixes or no merges": {"model": {"ignore_merges": True}},
+        "merges are not in the order of its ids": {"model": {"merges": merges[::-1]}},
+    }
+    for says, changes in cases.items():
+        with _raises(rf"^data.encoder is 'tiktoken', but this tokenizer's {says}; use 'tokenizers'$"):
+            changed(**changes).tiktoken()
+
+
 def test_special_tokens_come_after_the_others():
     tokenizer = own_bpe()
     more = tokenizer.with_special_tokens(["<|poetry|>", END_OF_TEXT, "<|code|>"])

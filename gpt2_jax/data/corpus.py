@@ -7,14 +7,15 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from gpt2_jax.config import Config, DataConfig
+from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
-from gpt2_jax.data.prepare import Progress, control_code, encoding_of, prepare
+from gpt2_jax.data.layout import Progress
+from gpt2_jax.data.prepare import control_code, encoding_of
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import HeldOut, Stream
+from gpt2_jax.data.together import prepare_together
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load
 
@@ -70,7 +71,7 @@ def open_corpus(config: Config, folder: Path, say: Progress) -> Corpus:
     }
     if config.data.road == "stream":
         return _streamed(config, options, say)
-    prepared = _prepare_once(config.data, folder, say)
+    prepared = prepare_together(config.data, folder, jax.process_index(), jax.process_count(), progress=say)
     tokenizer = next(iter(prepared.values())).tokenizer
 
     def batches(start_step: int, _: Any) -> Batches:
@@ -129,18 +130,3 @@ def _streamed(config: Config, options: dict[str, Any], say: Progress) -> Corpus:
         return dataset.StreamedBatches(stream)
 
     return Corpus(tokenizer, held_out, batches)
-
-
-def _prepare_once(data: DataConfig, folder: Path, say: Progress) -> dict[str, Prepared]:
-    """`prepare` by the first process while the others wait; then each opens what is there."""
-    if jax.process_count() == 1:
-        return prepare(data, folder, progress=say)
-    failure = None
-    if jax.process_index() == 0:
-        try:
-            prepare(data, folder, progress=say)
-        except InputError as error:
-            failure = error
-    if not int(multihost_utils.broadcast_one_to_all(np.int32(failure is None))):
-        raise failure or InputError("the first process could not prepare the tokens; its error says why")
-    return prepare(data, folder, progress=say)

@@ -5,35 +5,28 @@ A prepared folder holds `train-00000-00000.bin ...` (part, shard), `validation-.
 ends with the same bytes as one that is not, whatever the number of workers.
 """
 
-import array
-import concurrent.futures.process
 import dataclasses
 import functools
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import logging
 
 from gpt2_jax.config import DataConfig
-from gpt2_jax.data.documents import Part
-from gpt2_jax.data.hub import HubShard
+from gpt2_jax.data.layout import Layout, Progress, lay_out
 from gpt2_jax.data.prepared import FORMAT, Prepared, hashes, load_prepared, redo, sha256_of, shards_of
 from gpt2_jax.data.sources import Source, nothing_kept, open_source
-from gpt2_jax.data.tokenize import SPLITS, Division, Encoding, Task, document_hash, encode_part
+from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
+from gpt2_jax.data.workers import pool
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load, train_bpe, train_characters
 
-DOCUMENT_SPLIT_FROM = 20
 # Options that change how tokens are made or used, and not which they are.
 FREE = frozenset(
     (
@@ -41,7 +34,6 @@ FREE = frozenset(
         *("prepared", "mask_documents", "restart_positions"),
     )
 )
-Progress = Callable[[str], None]
 
 
 def prepare(
@@ -77,11 +69,12 @@ def prepare(
             raise InputError(f"{folder} cannot be made ({error.strerror}); choose another workdir") from None
     with pool(config.workers if workers is None else workers, sources.values()) as run:
         records = {name: _resume(folders[name], config, sources[name], progress) for name in names}
-        known = {name: Layout.of_record(config, sources[name], records[name]) for name in names}
-        layouts = {name: known[name] or lay_out(config, sources[name], run, progress) for name in names}
+        todo = [name for name in names if "splits" not in (records[name] or {})]
+        known = {name: Layout.of_record(config, sources[name], records[name]) for name in todo}
+        layouts = {name: known[name] or lay_out(config, sources[name], run, progress) for name in todo}
         begun = [folders[name] for name in names if records[name]]
         tokenizer = load(begun[0] / "tokenizer.json") if begun else shared_tokenizer(config, layouts, progress)
-        for name in names:
+        for name in todo:
             record = records[name] or _begin(folders[name], config, layouts[name], tokenizer)
             _finish(folders[name], config, layouts[name], tokenizer, record, run, progress)
     return {name: load_prepared(folder) for name, folder in folders.items()}
@@ -90,133 +83,6 @@ def prepare(
 def subfolder(config: DataConfig, name: str) -> str:
     """Where the tokens of a source are: "" for one that is alone, else a folder of its own."""
     return "" if len(config.weights) == 1 else name.replace("/", "--")
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the texts of a corpus go.
-
-    Attributes:
-      source: the corpus.
-      division: which text trains.
-      positions: characters before each part.
-      duplicates: of each part, the rows that are left out.
-    """
-
-    source: Source
-    division: Division
-    positions: tuple[int, ...]
-    duplicates: tuple[frozenset[int], ...]
-
-    @classmethod
-    def of_record(cls, config: DataConfig, source: Source, record: dict[str, Any] | None) -> "Layout | None":
-        """The layout of an unfinished run, unless it has to be found again."""
-        if record is None or config.deduplicate:
-            return None
-        nothing = (frozenset(),) * len(source.parts)
-        return cls(source, Division(**record["division"]), tuple(record["positions"]), nothing)
-
-    def tasks(self, config: DataConfig, encoding: Encoding, dtype: str) -> list[Task]:
-        """One a part."""
-        parts = zip(self.source.parts, self.positions, self.duplicates)
-        return [
-            Task(
-                part=part,
-                number=i,
-                encoding=encoding,
-                division=self.division,
-                position=position,
-                duplicates=duplicates,
-                dtype=dtype,
-                tokens_per_shard=config.tokens_per_shard,
-                masked=bool(self.source.config.prompt_key),
-            )
-            for i, (part, position, duplicates) in enumerate(parts)
-        ]
-
-    def texts(self, config: DataConfig, splits: Sequence[str]) -> Iterator[str]:
-        """The texts and prompts of some splits."""
-        for task in self.tasks(config, Encoding(""), ""):
-            for split, document, _ in task.divided(Counter()):
-                if split in splits:
-                    yield from filter(None, (document.prompt, document.text))
-
-
-def lay_out(config: DataConfig, source: Source, run: Callable, progress: Progress) -> Layout:
-    """Reads the corpus once to place the boundary between training and validation text, and to find duplicates.
-
-    "document" takes the `max(1, round(n * validation_fraction))` documents with the lowest hash, and any with the same
-    text as one of them; "tail" cuts the corpus after `int(characters * (1 - validation_fraction))`. A dataset of the
-    hub is not read beforehand unless `config.deduplicate`: of it those documents validate whose hash is in the lowest
-    `validation_fraction` of all hashes.
-
-    Raises:
-      InputError: one of the two would be empty.
-    """
-    parts = source.parts
-    if parts and isinstance(parts[0], HubShard) and config.split != "tail" and not config.deduplicate:
-        boundary = int(config.validation_fraction * 2**64)
-        return Layout(source, Division("document", boundary), (0,) * len(parts), (frozenset(),) * len(parts))
-    progress(f"reading {source.describe()}")
-    counts: Counter = Counter()
-    seen: set[int] = set()
-    hashes, characters, positions, duplicates = array.array("Q"), 0, [], []
-    for survey in run(survey_part, parts):
-        counts.update(survey.counts)
-        positions.append(characters)
-        again = set()
-        for row, digest, length in zip(survey.rows, survey.hashes, survey.lengths):
-            if config.deduplicate and digest in seen:
-                again.add(row)
-                continue
-            if config.deduplicate:
-                seen.add(digest)
-            hashes.append(digest)
-            characters += length
-        duplicates.append(frozenset(again))
-    if not hashes:
-        raise nothing_kept(source, counts)
-    return Layout(source, _division(config, hashes, characters), tuple(positions), tuple(duplicates))
-
-
-@dataclasses.dataclass(frozen=True)
-class Survey:
-    """The documents of a part: rows, hashes and lengths in characters, and what was left out."""
-
-    rows: array.array
-    hashes: array.array
-    lengths: array.array
-    counts: Counter
-
-
-def survey_part(part: Part) -> Survey:
-    """Reads a part once."""
-    survey = Survey(array.array("Q"), array.array("Q"), array.array("Q"), Counter())
-    for row, document in part.documents(0, survey.counts):
-        survey.rows.append(row)
-        survey.hashes.append(document_hash(document))
-        survey.lengths.append(len(document.text))
-    return survey
-
-
-def _division(config: DataConfig, hashes: array.array, characters: int) -> Division:
-    n, fraction = len(hashes), config.validation_fraction
-    if config.split == "tail" or (config.split == "auto" and n < DOCUMENT_SPLIT_FROM):
-        boundary = int(characters * (1 - fraction))
-        if not 0 < boundary < characters:
-            raise InputError(
-                f"the corpus has {characters} characters, and data.validation_fraction {fraction} puts {boundary} of"
-                " them in the training split, so that one of the splits is empty; change it or give more text"
-            )
-        return Division("tail", boundary)
-    count = max(1, round(n * fraction))
-    boundary = int(np.partition(np.array(hashes), count - 1)[count - 1])
-    if max(hashes) <= boundary:
-        raise InputError(
-            f"the corpus has {n} documents ({len(set(hashes))} different), and data.validation_fraction {fraction}"
-            " leaves none to train on; change it, give more documents, or use --config.data.split=tail"
-        )
-    return Division("document", boundary)
 
 
 def control_code(name: str) -> str:
@@ -311,8 +177,6 @@ def _finish(
     progress: Progress,
 ) -> None:
     """Writes the parts that `record` lacks, then the manifest."""
-    if "splits" in record:
-        return
     tasks = layout.tasks(config, encoding_of(config, layout.source.name, tokenizer), record["dtype"])
     todo = [task for task in tasks if str(task.number) not in record["parts"]]
     began, done = time.monotonic(), 0
@@ -327,7 +191,9 @@ def _finish(
         )
     manifest = manifest_of(record, layout.source)
     _save(folder, "manifest.json", manifest)
-    (folder / "progress.json").unlink()
+    (folder / "progress.json").unlink(missing_ok=True)
+    for leftover in folder.glob("*.unfinished"):  # of runs that were killed
+        leftover.unlink(missing_ok=True)
     progress(f"{folder}: {summary(manifest)}")
 
 
@@ -393,59 +259,6 @@ def _finished(config: DataConfig, name: str, folder: Path, progress: Progress) -
     (folder / "progress.json").unlink(missing_ok=True)
     progress(f"{folder} holds the tokens already: {summary(prepared.manifest)}")
     return prepared
-
-
-class pool:
-    """`with pool(workers, sources) as run`: `run(function, items)` gives the results in order as they come."""
-
-    def __init__(self, workers: int, sources: Iterable[Source]):
-        parts = max((len(source.parts) for source in sources), default=1)
-        self.workers = min(workers or os.cpu_count() or 1, parts)
-
-    def __enter__(self) -> Callable[[Callable, Sequence], Iterator]:
-        self.executor = None
-        if self.workers <= 1:
-            return map
-        self.executor = concurrent.futures.ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), _start_worker, (os.getpid(),)
-        )
-        return self._run
-
-    def _run(self, function: Callable, items: Sequence) -> Iterator:
-        """Not `Executor.map`: that takes all items at once and keeps all results."""
-        waiting: list[concurrent.futures.Future] = []
-        for item in items:
-            waiting.append(self.executor.submit(function, item))
-            if len(waiting) > 2 * self.workers:
-                yield waiting.pop(0).result()
-        while waiting:
-            yield waiting.pop(0).result()
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if self.executor is None:
-            return
-        if error is not None:
-            for worker in multiprocessing.active_children():
-                worker.terminate()
-        self.executor.shutdown(wait=True, cancel_futures=True)
-        if isinstance(error, concurrent.futures.process.BrokenProcessPool):
-            raise InputError(
-                "a process that prepares died, perhaps for want of memory; run again, it goes on after the finished "
-                "parts: with fewer processes (--config.data.workers) if it comes again"
-            ) from None
-
-
-def _start_worker(parent: int) -> None:
-    """One core each; ctrl-C is the parent's, and without it a worker has nothing to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def write_file(folder: Path, name: str, data: bytes) -> None:

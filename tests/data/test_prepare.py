@@ -588,6 +588,24 @@ def test_a_mixture_shares_a_tokenizer_and_has_a_folder_a_source(tmp_path):
     assert [p.manifest for p in again.values()] == [p.manifest for p in found.values()]
 
 
+def test_a_mixture_goes_on_after_a_finished_source(tmp_path):
+    write_lines(tmp_path / "train.jsonl", [{"text": f"once upon a time {i}"} for i in range(60)])
+    both = DataConfig(source="files, somebody/tales", paths=str(tmp_path), vocab_size=300, split="document")
+    preparing.prepare(both, tmp_path / "whole", progress=quiet)
+
+    def stop(message):
+        if message.startswith("somebody--tales: part 1 of"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        preparing.prepare(both, tmp_path / "out", progress=stop)
+    assert (tmp_path / "out" / "files" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "somebody--tales" / "manifest.json").exists()
+    preparing.prepare(both, tmp_path / "out", progress=quiet)
+    for name in ("files", "somebody--tales"):
+        assert contents(tmp_path / "out" / name) == contents(tmp_path / "whole" / name)
+
+
 def test_a_dataset_of_the_hub_is_divided_by_hash_without_being_read_twice(tmp_path):
     texts = [f"text {i}" for i in range(200)]
     write_lines(tmp_path / "train.jsonl", [{"text": text} for text in texts])
