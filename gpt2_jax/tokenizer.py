@@ -5,8 +5,10 @@ Every token stands for fixed bytes, so decoding is joining them: exact, and stre
 """
 
 import codecs
+import concurrent.futures
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -96,8 +98,8 @@ class Tokenizer:
             self._check(text)
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def tiktoken(self) -> Callable[[Sequence[str]], list[list[int]]]:
-        """What `encode_batch` does, by tiktoken: several times faster, with the same ids.
+    def tiktoken(self) -> Callable[[Sequence[str]], list[np.ndarray]]:
+        """What `encode_batch` does, by tiktoken: several times faster, the same ids, uint32 [n] each.
 
         Raises:
           InputError: a vocabulary of characters, a BPE that does not work as GPT-2's, or tiktoken is not installed.
@@ -118,10 +120,16 @@ class Tokenizer:
             special_tokens={},
         )
 
-        def encode(texts: Sequence[str]) -> list[list[int]]:
-            for text in texts:
-                self._check(text)
-            return encoding.encode_ordinary_batch(list(texts))
+        def encode_one(text: str) -> np.ndarray:
+            self._check(text)
+            return encoding.encode_to_numpy(text, disallowed_special=())
+
+        def encode(texts: Sequence[str]) -> list[np.ndarray]:
+            threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1
+            if threads == 1 or len(texts) == 1:
+                return list(map(encode_one, texts))
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+                return list(pool.map(encode_one, texts))
 
         return encode
 

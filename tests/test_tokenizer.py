@@ -298,7 +298,11 @@ def test_tokenizers_that_do_not_fit(tmp_path):
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
 def test_tiktoken_gives_the_same_ids(text):
     tokenizer = own_bpe()
-    assert tokenizer.tiktoken()([text, text + text]) == tokenizer.encode_batch([text, text + text])
+    assert lists(tokenizer.tiktoken()([text, text + text])) == tokenizer.encode_batch([text, text + text])
+
+
+def lists(arrays):
+    return [array.tolist() for array in arrays]
 
 
 @functools.cache
@@ -319,13 +323,13 @@ def test_tiktoken_gives_the_same_ids_on_real_text(pytestconfig):
     for path in files:
         text = path.read_bytes().decode("utf-8", "replace")
         parts = list(pieces(text))
-        assert encode(parts) == tokenizer.encode_batch(parts), path
+        assert lists(encode(parts)) == tokenizer.encode_batch(parts), path
 
 
 def test_tiktoken_takes_special_tokens_and_long_words_as_text():
     tokenizer = own_bpe()
     texts = ["<|endoftext|>", "a" * 300_000, "\u00e9\u4e2d" * 50_000]
-    assert tokenizer.tiktoken()(texts) == tokenizer.encode_batch(texts)
+    assert lists(tokenizer.tiktoken()(texts)) == tokenizer.encode_batch(texts)
     with pytest.raises(InputError, match="which a vocabulary of characters has not; use 'tokenizers'"):
         train_characters(["ab"]).tiktoken()
 

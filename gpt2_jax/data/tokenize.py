@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -70,8 +70,7 @@ class Encoding:
         before = [] if self.control is None else [[self.control]]
         for prompt, text in cut:
             first = [*before, *(next(ids) for _ in prompt)]
-            parts = [np.array(part, np.int32) for part in (*first, *(next(ids) for _ in text), [end])]
-            tokens = np.concatenate(parts)
+            tokens = np.concatenate([*first, *(next(ids) for _ in text), [end]], dtype=np.int32, casting="unsafe")
             learnt = None
             if prompt:
                 learnt = np.arange(len(tokens)) >= sum(map(len, first))
@@ -79,7 +78,7 @@ class Encoding:
 
 
 @functools.lru_cache(maxsize=4)
-def _encoder(tokenizer: str, encoder: str) -> tuple[Callable[[list[str]], list[list[int]]], int]:
+def _encoder(tokenizer: str, encoder: str) -> tuple[Callable[[list[str]], list[Sequence[int] | np.ndarray]], int]:
     """What encodes a batch, and end-of-text's id."""
     loaded = Tokenizer.from_json(tokenizer)
     return (loaded.tiktoken() if encoder == "tiktoken" else loaded.encode_batch), loaded.end_of_text
