@@ -15,6 +15,7 @@ import pytest
 
 from gpt2_jax import InputError
 from gpt2_jax.config import DataConfig
+from gpt2_jax.data import corpus
 from gpt2_jax.data.prepare import prepare
 from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.training import loop
@@ -45,7 +46,9 @@ def run(folder: Path, workdir: Path, monkeypatch) -> list[str]:
                 seen.append(f"{name} {shard.index[0].start or 0} {digest}")
         return whole
 
-    monkeypatch.setattr(loop, "prepare", lambda *_, **__: {name: load_prepared(folder / name) for name in NAMES})
+    monkeypatch.setattr(
+        corpus, "prepare_together", lambda *_, **__: {name: load_prepared(folder / name) for name in NAMES}
+    )
     monkeypatch.setattr(loop, "make_mesh", functools.partial(loop.make_mesh, devices=jax.devices()[:2]))
     monkeypatch.setattr(loop, "global_batch", watched)
     loop.train(OPTIONS, workdir)
