@@ -99,7 +99,7 @@ class Tokenizer:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def tiktoken(self) -> Callable[[Sequence[str]], list[np.ndarray]]:
-        """What `encode_batch` does, by tiktoken: several times faster, the same ids, uint32 [n] each.
+        """What `encode_batch` does, by tiktoken: several times faster, the same ids, int32 [n] each.
 
         Raises:
           InputError: a vocabulary of characters, a BPE that does not work as GPT-2's, or tiktoken is not installed.
@@ -122,7 +122,8 @@ class Tokenizer:
 
         def encode_one(text: str) -> np.ndarray:
             self._check(text)
-            return encoding.encode_to_numpy(text, disallowed_special=())
+            # Not encode_to_numpy, which looks for special tokens and takes half as long again.
+            return np.array(encoding.encode_ordinary(text), np.int32)
 
         def encode(texts: Sequence[str]) -> list[np.ndarray]:
             threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1

@@ -590,7 +590,8 @@ def test_a_mixture_shares_a_tokenizer_and_has_a_folder_a_source(tmp_path):
 
 def test_a_mixture_goes_on_after_a_finished_source(tmp_path):
     write_lines(tmp_path / "train.jsonl", [{"text": f"once upon a time {i}"} for i in range(60)])
-    both = DataConfig(source="files, somebody/tales", paths=str(tmp_path), vocab_size=300, split="document")
+    paths = f"mine: {tmp_path / 'train.jsonl'}; somebody/tales: {tmp_path}"
+    both = DataConfig(source="mine, somebody/tales", paths=paths, vocab_size=300, split="document", workers=1)
     preparing.prepare(both, tmp_path / "whole", progress=quiet)
 
     def stop(message):
@@ -599,10 +600,10 @@ def test_a_mixture_goes_on_after_a_finished_source(tmp_path):
 
     with pytest.raises(Killed):
         preparing.prepare(both, tmp_path / "out", progress=stop)
-    assert (tmp_path / "out" / "files" / "manifest.json").exists()
+    assert (tmp_path / "out" / "mine" / "manifest.json").exists()
     assert not (tmp_path / "out" / "somebody--tales" / "manifest.json").exists()
     preparing.prepare(both, tmp_path / "out", progress=quiet)
-    for name in ("files", "somebody--tales"):
+    for name in ("mine", "somebody--tales"):
         assert contents(tmp_path / "out" / name) == contents(tmp_path / "whole" / name)
 
 
