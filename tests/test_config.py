@@ -21,7 +21,7 @@ def test_every_option_is_in_the_default_config():
         assert set(defaults[field.name]) == {f.name for f in dataclasses.fields(getattr(config, field.name))}
 
 
-@pytest.mark.parametrize("file", ["configs/quickstart.py", "configs/shakespeare_char.py"])
+@pytest.mark.parametrize("file", ["configs/quickstart.py", "configs/shakespeare_char.py", "configs/openwebtext.py"])
 def test_shipped_configs_are_valid(file, pytestconfig):
     from runpy import run_path
 
