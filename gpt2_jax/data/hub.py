@@ -168,6 +168,9 @@ def _within(rows: Iterator[Any], seconds: float) -> Iterator[Any]:
             put((end, None))
         except BaseException as error:
             put((end, error))
+        finally:
+            if hasattr(rows, "close"):  # a generator, which may hold a connection
+                rows.close()
 
     threading.Thread(target=pump, name="rows", daemon=True).start()
     try:

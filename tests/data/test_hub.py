@@ -3,6 +3,7 @@
 import json
 import pickle
 import threading
+import urllib.error
 import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -198,10 +199,16 @@ def test_a_flaky_server(monkeypatch):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False  # closing waits for them
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def read(self, start):
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/rows") as response:
+        try:
+            response = urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/rows")
+        except urllib.error.HTTPError as refused:
+            refused.close()
+            raise ConnectionError("refused") from None
+        with response:
             for i in range(len(lines)):
                 if not (line := response.readline()).endswith(b"\n"):
                     raise ConnectionError("the body ended early")
@@ -219,3 +226,6 @@ def test_a_flaky_server(monkeypatch):
         release.set()
         server.shutdown()
         server.server_close()
+        for thread in threading.enumerate():
+            if thread.name == "rows":
+                thread.join(5)
