@@ -6,3 +6,8 @@ class InputError(ValueError):
 
     Scripts print it without a traceback and exit with status 2; library users may catch it as a `ValueError`.
     """
+
+
+def one_line(error: Exception) -> str:
+    """What another library's error says, in one line."""
+    return " ".join(str(error).split())

@@ -10,7 +10,7 @@ import jax
 
 from gpt2_jax import compilation_cache, tokenizer, weights
 from gpt2_jax.config import Config
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, GPT2Config
 from gpt2_jax.resizing import resize
@@ -144,7 +144,7 @@ def _fetch(name: str, revision: str | None) -> Path:
                 break
         return Path(folder)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{name!r} is no folder or file here and could not be fetched from the hub ({type(error).__name__}: "
             f"{reason}); check the id and the network, or give the workdir of a training run or a folder"

@@ -17,7 +17,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, one_line
 
 SAFETENSORS_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 TYPES = {np.dtype(kind).name: np.dtype(kind) for kind in SAFETENSORS_TYPES.values()}
@@ -115,7 +115,7 @@ def read_msgpack(file: Path) -> dict[str, Tensor]:
             if stream.read(1):
                 raise ValueError("there is more after its end")
         except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
-            reason = " ".join(str(error).split())  # names from the file may break lines
+            reason = one_line(error)  # names from the file may break lines
             raise InputError(f"{file} is no msgpack file of Flax parameters, or is cut short ({reason})") from None
     return found
 

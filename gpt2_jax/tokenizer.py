@@ -18,7 +18,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, one_line
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 2**18
@@ -164,7 +164,7 @@ class Tokenizer:
         except InputError:
             raise
         except Exception as error:  # the Rust library raises nothing narrower
-            raise InputError(f"{name} is not a tokenizer.json: {_one_line(error)}") from None
+            raise InputError(f"{name} is not a tokenizer.json: {one_line(error)}") from None
 
     def save(self, path: str | Path) -> Path:
         """Writes `tokenizer.json` at `path`, or in it when it has no suffix (a folder, made if absent)."""
@@ -335,7 +335,7 @@ def _load_from_hub(name: str, revision: str | None) -> Tokenizer:
     except (OSError, ValueError, LookupError) as error:
         raise InputError(
             f"tokenizer {name!r} is no file or folder here and could not be fetched from the hub"
-            f" ({type(error).__name__}: {_one_line(error)}); check the id and the network, or give a path"
+            f" ({type(error).__name__}: {one_line(error)}); check the id and the network, or give a path"
         ) from None
     return Tokenizer.from_json(_read(files[0]), name) if len(files) == 1 else _gpt2_files(*files)
 
@@ -366,7 +366,7 @@ def _gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the Rust library raises nothing narrower
-        raise InputError(f"{vocab} and {merges.name} are not a byte-level BPE: {_one_line(error)}") from None
+        raise InputError(f"{vocab} and {merges.name} are not a byte-level BPE: {one_line(error)}") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return Tokenizer(tokenizer, str(vocab))
@@ -376,7 +376,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a tokenizer.json: {_one_line(error)}") from None
+        raise InputError(f"{path} is not a tokenizer.json: {one_line(error)}") from None
 
 
 def _not_empty(texts: Iterable[str]) -> Iterator[str]:
@@ -394,7 +394,3 @@ def _byte_of_symbol() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -23,7 +23,7 @@ from gpt2_jax.data import prepare as local
 from gpt2_jax.data.prepare import Layout, Progress
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenize import Encoding, Task, encode_part
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.tokenizer import Tokenizer
 
 _REFUSED = re.compile(r"gpt2_jax\.errors\.InputError: (.+)")
@@ -118,7 +118,7 @@ def _reason(error: Exception) -> str:
     """What a worker refused, which runners raise as it is or in the text of a traceback; else the end of that text."""
     text = str(error) if isinstance(error, InputError) else "".join(_REFUSED.findall(str(error))[:1])
     refused = text.partition(" [while running")[0]
-    return refused or f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"
+    return refused or f"{type(error).__name__}: {one_line(error)[-500:]}"
 
 
 def _make_folder(path: str) -> None:
@@ -126,7 +126,7 @@ def _make_folder(path: str) -> None:
         if not FileSystems.exists(path):
             FileSystems.mkdirs(path)
     except (OSError, ValueError) as error:  # also a scheme whose package is not installed
-        raise InputError(f"{path} cannot be made ({' '.join(str(error).split())}); choose another --out") from None
+        raise InputError(f"{path} cannot be made ({one_line(error)}); choose another --out") from None
 
 
 def _record_name(number: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
 from gpt2_jax.data.layout import Progress
-from gpt2_jax.data.prepare import control_code, encoding_of
+from gpt2_jax.data.prepare import encoding_of, with_control_codes
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import HeldOut, Stream
@@ -102,9 +102,7 @@ def _streamed(config: Config, options: dict[str, Any], say: Progress) -> Corpus:
             "evaluation.windows is 0, the whole split, which data.road=stream never sees; set how many windows of "
             "documents to hold out (--config.evaluation.windows=64)"
         )
-    tokenizer = load(data.tokenizer)
-    if data.control_codes:
-        tokenizer = tokenizer.with_special_tokens(map(control_code, data.weights))
+    tokenizer = with_control_codes(data, load(data.tokenizer))
     sources, encodings, held_out = {}, {}, {}
     for name in data.weights:
         source = sources[name] = open_source(data, name)

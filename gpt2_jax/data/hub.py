@@ -14,7 +14,7 @@ from absl import logging
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.documents import Document, document_of, kept
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, one_line
 
 STALL_SECONDS = 120  # without a row, after which a source counts as failed
 FIRST_PAUSE = 1.0  # seconds before it is asked again; then twice as long each time
@@ -79,7 +79,7 @@ class HubShard:
                 raise
             except Exception as error:  # of datasets, fsspec, aiohttp, pyarrow: no narrower class is common to them
                 failures += 1
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+                reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
                 if failures > self.config.retries:
                     raise InputError(
                         f"{self.name} failed at row {row}, {failures} times in a row, at last with {reason}; what was "
@@ -135,7 +135,7 @@ def open_dataset(dataset: Dataset) -> Any:
             "hub has converted it, or a folder with a copy in parquet or .jsonl (--config.data.paths)"
         ) from None
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(
             f"{dataset}, split {dataset.split!r}, cannot be opened ({type(error).__name__}: {reason}); check the id, "
             "subset and split; without network, give a folder with a copy of it (--config.data.paths), or set HF_HOME "

@@ -82,8 +82,9 @@ def lay_out(config: DataConfig, source: Source, run: Callable, progress: Progres
     """
     parts = source.parts
     if parts and isinstance(parts[0], HubShard) and config.split != "tail" and not config.deduplicate:
-        boundary = int(config.validation_fraction * 2**64)
-        return Layout(source, Division("document", boundary), (0,) * len(parts), (frozenset(),) * len(parts))
+        return Layout(
+            source, Division.by_hash(config.validation_fraction), (0,) * len(parts), (frozenset(),) * len(parts)
+        )
     progress(f"reading {source.describe()}")
     counts: Counter = Counter()
     seen: set[int] = set()

@@ -36,16 +36,13 @@ FREE = frozenset(
 )
 
 
-def prepare(
-    config: DataConfig, directory: str | Path, *, progress: Progress = logging.info, workers: int | None = None
-) -> dict[str, Prepared]:
+def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = logging.info) -> dict[str, Prepared]:
     """Makes the tokens of `config` in `directory`, goes on with them, or finds them done.
 
     Args:
       config: the corpora, their split and their tokenizer.
       directory: a folder for this alone; made if absent. Each corpus of a mixture has a folder of its own in it.
       progress: is told in one line what happens.
-      workers: processes; None is `config.workers`.
 
     Returns:
       {name of the source: its tokens}.
@@ -67,7 +64,7 @@ def prepare(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder} cannot be made ({error.strerror}); choose another workdir") from None
-    with pool(config.workers if workers is None else workers, sources.values()) as run:
+    with pool(config.workers, sources.values()) as run:
         records = {name: _resume(folders[name], config, sources[name], progress) for name in names}
         todo = [name for name in names if "splits" not in (records[name] or {})]
         known = {name: Layout.of_record(config, sources[name], records[name]) for name in todo}
@@ -100,9 +97,12 @@ def shared_tokenizer(config: DataConfig, layouts: dict[str, Layout], progress: P
         tokenizer = train_characters(t for layout in layouts.values() for t in layout.texts(config, SPLITS))
     else:
         tokenizer = load(config.tokenizer)
-    return (
-        tokenizer.with_special_tokens([control_code(name) for name in layouts]) if config.control_codes else tokenizer
-    )
+    return with_control_codes(config, tokenizer)
+
+
+def with_control_codes(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the special tokens of all sources, if there are to be any."""
+    return tokenizer.with_special_tokens(map(control_code, config.weights)) if config.control_codes else tokenizer
 
 
 def encoding_of(config: DataConfig, name: str, tokenizer: Tokenizer) -> Encoding:
@@ -251,8 +251,7 @@ def _finished(config: DataConfig, name: str, folder: Path, progress: Progress) -
             same = True
         changed += [] if same else [f"the corpus changed (it was {prepared.manifest['source']})"]
     if not changed and config.tokenizer not in ("bpe", "characters") and Path(config.tokenizer).expanduser().exists():
-        codes = [control_code(other) for other in config.weights] if config.control_codes else []
-        same = load(config.tokenizer).with_special_tokens(codes).to_json() == prepared.tokenizer.to_json()
+        same = with_control_codes(config, load(config.tokenizer)).to_json() == prepared.tokenizer.to_json()
         changed += [] if same else [f"the tokenizer at {config.tokenizer} changed"]
     if changed:
         raise InputError(f"{folder} holds tokens of another corpus: {'; '.join(changed)}; {redo(folder)}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2_jax.config import DataConfig, suggest
-from gpt2_jax.data.documents import Document, JsonLines, Parquet, Part, TextFiles, explained, pyarrow, some
+from gpt2_jax.data.documents import Document, JsonLines, Parquet, Part, TextFiles, explained, open_parquet, some
 from gpt2_jax.data.hub import Dataset, HubShard, hub_parts
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import HUB_ID
@@ -252,12 +252,8 @@ def _cut_parquet(name: str, path: Path, config: DataConfig) -> Iterator[Part]:
     if path.stat().st_size <= PART_BYTES:
         yield Parquet(name, path, config)
         return
-    pa, pq = pyarrow(path)
-    try:
-        with explained(path):
-            metadata = pq.read_metadata(path)
-    except pa.ArrowException as error:
-        raise InputError(f"{path} is not a parquet file that can be read ({' '.join(str(error).split())})") from None
+    with open_parquet(path) as (file, _):
+        metadata = file.metadata
     first, size = 0, 0
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size

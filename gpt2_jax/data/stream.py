@@ -20,7 +20,7 @@ import numpy as np
 from gpt2_jax.data.documents import Document, Part
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.sources import Source
-from gpt2_jax.data.tokenize import Encoding, document_hash
+from gpt2_jax.data.tokenize import Division, Encoding
 from gpt2_jax.data.windows import boundaries
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer
@@ -65,7 +65,7 @@ class Reader:
       all_shares: of all readers; this one reads `all_shares[number]`, or, where that holds no document, the next that
         does.
       encoding: how documents become tokens.
-      boundary: documents with a `document_hash` up to it validate, and are left out.
+      division: which documents validate, and are left out.
       T: tokens predicted in a window.
       block: windows among which the order is random.
       seed: of that order, and of the order of the parts in each epoch.
@@ -79,14 +79,14 @@ class Reader:
         number: int,
         encoding: Encoding,
         *,
-        boundary: int,
+        division: Division,
         T: int,
         block: int,
         seed: Sequence[int],
         counters: Sequence[int] = (0,) * len(COUNTERS),
     ):
         self._source, self._shares, self._number, self._encoding = source, all_shares, number, encoding
-        self._boundary, self._T, self._size, self._seed = boundary, T, block, tuple(seed)
+        self._division, self._T, self._size, self._seed = division, T, block, tuple(seed)
         self._start = tuple(int(x) for x in counters[:3])
         self._offset, self._block, self._taken = (int(x) for x in counters[3:])
         self._encoded = self._read(*self._start)
@@ -141,8 +141,8 @@ class Reader:
                 places.append(place)
                 yield document
 
-        for tokens, learnt in self._encoding.encode(documents(), BATCH_CHARACTERS):
-            yield places.pop(0), tokens, np.ones(len(tokens), bool) if learnt is None else learnt
+        for encoded in self._encoding.encode(documents(), BATCH_CHARACTERS):
+            yield places.pop(0), encoded.tokens, encoded.mask
 
     def _documents(self, epoch: int, part: int, row: int) -> Iterator[tuple[tuple[int, int, int], Document]]:
         rotated = (*self._shares[self._number :], *self._shares[: self._number])
@@ -161,7 +161,7 @@ class Reader:
         for p, at in list(enumerate(np.argsort(bits, kind="stable")))[part:]:
             start = row if p == part else 0
             for after, document in share.parts[at].documents(start):
-                if share.owns(after) and document_hash(document) > self._boundary:
+                if share.owns(after) and not self._division.validates(document):
                     yield (epoch, p, start), document
                 start = after
 
@@ -226,11 +226,11 @@ class Stream:
                 f"the saved position is of {position.shape[0]} readers and {position.shape[1]} sources, and this run "
                 f"has {readers} and {len(sources)}; give the same data.readers, data.source and training.batch_size"
             )
+        division, of = Division.by_hash(validation_fraction), {n: shares(s.parts, readers) for n, s in sources.items()}
         self._readers = [
             [
                 Reader(
-                    source, shares(source.parts, readers), number, encodings[name],
-                    boundary=int(validation_fraction * 2**64), T=sequence_length,
+                    source, of[name], number, encodings[name], division=division, T=sequence_length,
                     block=max(1, shuffle_windows // readers), seed=(seed, s), counters=position[number, s],
                 )
                 for s, (name, source) in enumerate(sources.items())
@@ -286,19 +286,19 @@ class HeldOut:
         Raises:
           InputError: the whole source has none.
         """
-        boundary, sizes = int(fraction * 2**64), []
+        division, sizes = Division.by_hash(fraction), []
 
         def documents() -> Iterator[Document]:
             for document in source.documents():
-                if document_hash(document) <= boundary:
+                if division.validates(document):
                     sizes.append(len(document.text.encode()))
                     yield document
 
         found, masks, size, count = [], [], 0, 0
-        for ids, learnt in encoding.encode(documents(), 1):
-            found.append(ids)
-            masks.append(np.ones(len(ids), bool) if learnt is None else learnt)
-            size, count = size + sizes.pop(0), count + len(ids)
+        for encoded in encoding.encode(documents(), 1):
+            found.append(encoded.tokens)
+            masks.append(encoded.mask)
+            size, count = size + sizes.pop(0), count + len(encoded.tokens)
             if count >= tokens:
                 break
         if not found:

@@ -31,6 +31,11 @@ class Encoded(NamedTuple):
     tokens: np.ndarray
     learnt: np.ndarray | None
 
+    @property
+    def mask(self) -> np.ndarray:
+        """`learnt`, spelled out."""
+        return np.ones(len(self.tokens), bool) if self.learnt is None else self.learnt
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
@@ -96,6 +101,15 @@ class Division:
     kind: Literal["document", "tail"]
     boundary: int
 
+    @classmethod
+    def by_hash(cls, fraction: float) -> "Division":
+        """Documents whose hash is in the lowest `fraction` of all hashes validate: no corpus need be read for it."""
+        return cls("document", int(fraction * 2**64))
+
+    def validates(self, document: Document) -> bool:
+        """Of "document": whether it validates."""
+        return document_hash(document) <= self.boundary
+
     def divide(self, document: Document, position: int) -> Iterator[tuple[str, Document, bool]]:
         """The split, the document or what a tail's cut leaves of it, and whether the document ends with it.
 
@@ -104,7 +118,7 @@ class Division:
         """
         text = document.text
         if self.kind == "document":
-            cut = 0 if document_hash(document) <= self.boundary else len(text)
+            cut = 0 if self.validates(document) else len(text)
         else:
             cut = min(max(self.boundary - position, 0), len(text))
         if cut == len(text):
@@ -182,10 +196,10 @@ def encode_part(task: Task, write: Callable[[str, bytes], None]) -> dict[str, An
             pending.append((split, len(document.text.encode()), ends))
             yield document
 
-    for tokens, learnt in task.encoding.encode(documents()):
+    for encoded in task.encoding.encode(documents()):
         split, size, ends = pending.popleft()
-        learnt = np.ones(len(tokens), bool) if learnt is None else learnt
-        writers[split].add(*((tokens, learnt) if ends else (tokens[:-1], learnt[:-1])), size)
+        written = slice(None if ends else -1)  # without end-of-text where the document goes on in the other split
+        writers[split].add(encoded.tokens[written], encoded.mask[written], size)
     return {"counts": dict(sorted(counts.items())), "splits": {split: w.finish() for split, w in writers.items()}}
 
 
