@@ -1,23 +1,20 @@
 """Documents packed into a window, with attention that does not cross from one to another."""
 
-import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from short_runs import run
 
 from gpt2_jax import InputError
-from gpt2_jax.config import MeshConfig, OptimizerConfig
+from gpt2_jax.config import MeshConfig
 from gpt2_jax.data.windows import boundaries
 from gpt2_jax.model import unstack
-from gpt2_jax.sharding import global_batch, make_mesh, tree_shardings
-from gpt2_jax.training.optimizer import make_optimizer, make_schedule
-from gpt2_jax.training.step import eval_step, init_state, make_train_step, sum_of_losses
+from gpt2_jax.training.step import eval_step, sum_of_losses
 
 END = 100
-OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2)
 forward = jax.jit(lambda model, tokens, **options: model(tokens, **options))
 
 
@@ -108,18 +105,7 @@ def batches(count: int) -> list[dict[str, np.ndarray]]:
 
 def curve(config, mesh: MeshConfig, devices: int, **options) -> np.ndarray:
     """Losses and gradient norms [steps, 2]."""
-    mesh = make_mesh(mesh, jax.devices()[:devices])
-    tx = make_optimizer(OPTIMIZER, 100)
-    init = functools.partial(init_state, config, tx, 0)
-    shardings = tree_shardings(jax.eval_shape(init), mesh)
-    state = jax.jit(init, out_shardings=shardings)()
-    step = make_train_step(tx, make_schedule(OPTIMIZER, 100), **options)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    values = []
-    for batch in batches(3):
-        state, metrics = step(state, global_batch(batch, mesh))
-        values.append((float(metrics["loss"]), float(metrics["grad_norm"])))
-    return np.array(values)
+    return run(config, batches(3), mesh=mesh, devices=jax.devices()[:devices], **options)[0]
 
 
 @pytest.fixture(scope="module")

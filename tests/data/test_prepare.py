@@ -1,6 +1,5 @@
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import subprocess
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from texts import source_of
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data import prepare as preparing
@@ -20,7 +20,6 @@ from gpt2_jax.data import sources, tokenize
 from gpt2_jax.data.documents import Document
 from gpt2_jax.data.prepare import lay_out
 from gpt2_jax.data.prepared import Prepared, load_prepared
-from gpt2_jax.data.sources import Source
 from gpt2_jax.data.tokenize import Division, document_hash
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import train_bpe
@@ -34,9 +33,9 @@ def quiet(message: str) -> None:
     pass
 
 
-def prepare(config, directory, progress=quiet, **options) -> Prepared:
+def prepare(config, directory, progress=quiet) -> Prepared:
     """The only corpus of `config`."""
-    (prepared,) = preparing.prepare(config, directory, progress=progress, **options).values()
+    (prepared,) = preparing.prepare(config, directory, progress=progress).values()
     return prepared
 
 
@@ -65,26 +64,6 @@ def tokens(prepared, split) -> list[int]:
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """A part made of strings."""
-
-    texts: tuple[str, ...]
-    name: str = "texts"
-
-    def documents(self, start=0, counts=None):
-        for i, text in enumerate(self.texts[start:], start):
-            if counts is not None:
-                counts["kept"] += 1
-            yield i + 1, Document(text, str(i))
-
-
-def source_of(texts, parts=1) -> Source:
-    """The texts cut into parts."""
-    cuts = [round(len(texts) * i / parts) for i in range(parts + 1)]
-    return Source("files", DataConfig(), tuple(Texts(tuple(texts[a:b])) for a, b in itertools.pairwise(cuts)))
 
 
 def divide(config, source) -> Division:
@@ -462,7 +441,7 @@ def test_round_trip(tmp_path_factory, texts, tokens_per_shard):
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_change_no_byte(poems, tmp_path, workers):
     prepare(poems, tmp_path / "one")
-    prepare(poems, tmp_path / "several", workers=workers)
+    prepare(dataclasses.replace(poems, workers=workers), tmp_path / "several")
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
 
 

@@ -1,10 +1,10 @@
 import dataclasses
-import itertools
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
+from texts import Texts, source_of
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.documents import Document
@@ -21,29 +21,9 @@ END = TOKENIZER.end_of_text
 T = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """A part made of strings."""
-
-    texts: tuple[str, ...]
-    name: str = "texts"
-
-    def documents(self, start=0, counts=None):
-        for i, text in enumerate(self.texts[start:], start):
-            if counts is not None:
-                counts["kept"] += 1
-            yield i + 1, Document(text, str(i), prompt="q: " if text.startswith("answer") else "")
-
-
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setattr("gpt2_jax.data.stream.BATCH_CHARACTERS", 300)
-
-
-def source_of(texts, parts=1, name="files"):
-    cuts = [round(len(texts) * i / parts) for i in range(parts + 1)]
-    parts = tuple(Texts(tuple(texts[a:b])) for a, b in itertools.pairwise(cuts))
-    return Source(name, DataConfig(), parts)
 
 
 def texts_of(n, word="document"):
@@ -156,7 +136,7 @@ def test_validation_documents_never_train():
 
 
 def test_prompts_are_not_learnt():
-    source = source_of([f"answer {i}" for i in range(20)])
+    source = source_of([f"answer {i}" for i in range(20)], prompt="q: ")
     encoded = list(ENCODING.encode(document for _, document in source.parts[0].documents()))
     tokens, learnt = (np.concatenate(arrays)[: T + 1] for arrays in zip(*encoded, strict=True))
     (batch,) = take(stream(source, batch_size=1, shuffle_windows=1), 1)

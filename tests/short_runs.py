@@ -1,0 +1,29 @@
+"""A few training steps, on a mesh or not."""
+
+import functools
+
+import jax
+import numpy as np
+
+from gpt2_jax.config import MeshConfig, OptimizerConfig
+from gpt2_jax.sharding import global_batch, make_mesh, tree_shardings
+from gpt2_jax.training.optimizer import make_optimizer, make_schedule
+from gpt2_jax.training.step import init_state, make_train_step
+
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2)
+
+
+def run(config, batches, *, mesh=None, devices=None, **options):
+    """(losses and gradient norms [steps, 2], last state)."""
+    mesh = make_mesh(mesh or MeshConfig(), devices)
+    tx = make_optimizer(OPTIMIZER, 100)
+    init = functools.partial(init_state, config, tx, 0)
+    shardings = tree_shardings(jax.eval_shape(init), mesh)
+    state = jax.jit(init, out_shardings=shardings)()
+    step = make_train_step(tx, make_schedule(OPTIMIZER, 100), **options)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    curve = []
+    for batch in batches:
+        state, metrics = step(state, global_batch(batch, mesh))
+        curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    return np.array(curve), state
