@@ -5,9 +5,14 @@ from typing import Any
 
 from gpt2_jax.config import DataConfig
 
-_GUTENBERG_START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG EBOOK.*?\*\*\*[^\S\n]*\n", re.M | re.S)
+_GUTENBERG_START = re.compile(
+    r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT).*?\*\*\*[^\S\n]*\n", re.M | re.S
+)
 _GUTENBERG_END = re.compile(
     r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg)", re.M
+)
+_GUTENBERG_CREDIT = re.compile(
+    r"\s*(?:Produced|E-?text prepared) by [^\n]*(?:\n[^\S\n]*\S[^\n]*){0,9}\n[^\S\n]*\n", re.I
 )
 
 
@@ -25,11 +30,15 @@ def clean(text: str, record: dict[str, Any], config: DataConfig) -> tuple[str, s
 
 
 def strip_gutenberg(text: str) -> str:
-    """The book between Project Gutenberg's markers; a text without a start marker stays as it is."""
+    """The book between Project Gutenberg's markers, without the line that says who produced it.
+
+    A text without a start marker stays as it is.
+    """
     if not (start := _GUTENBERG_START.search(text)):
         return text
     end = _GUTENBERG_END.search(text, start.end())
-    return text[start.end() : end.start() if end else None].strip("\n") + "\n"
+    credit = _GUTENBERG_CREDIT.match(text, start.end())
+    return text[(credit or start).end() : end.start() if end else None].strip("\n") + "\n"
 
 
 def _reason(text: str, record: dict[str, Any], config: DataConfig) -> str:

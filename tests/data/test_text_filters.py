@@ -46,6 +46,14 @@ def test_gutenberg_s_header_and_footer_go():
     assert clean(BOOK, {}, DataConfig(strip_gutenberg=False)) == (BOOK, "")
     without = "A text about Project Gutenberg.\nEnd of Project Gutenberg\n"
     assert strip_gutenberg(without) == without
+    for credit in (
+        "Produced by A. N. Other",
+        "E-text prepared by one\nand another",
+        "produced by X\n\n\nProduced by Y",
+    ):
+        start, _, rest = BOOK.partition("POEMS\n")
+        second = "Produced by Y\n\n" if "Y" in credit else ""
+        assert strip_gutenberg(f"{start}\n{credit}\n\nPOEMS\n{rest}") == second + "POEMS\n\nA bird *** came down.\n"
     assert strip_gutenberg(BOOK.partition("End of")[0]) == "POEMS\n\nA bird *** came down.\n"
 
 
