@@ -153,7 +153,7 @@ class Parquet:
                     row += sizes[group]
                     continue
                 for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=columns):
-                    for record in _records(batch, pa):
+                    for record in records(batch):
                         row += 1
                         if row <= start:
                             continue
@@ -179,8 +179,7 @@ def document_of(record: dict[str, Any], config: DataConfig, where: str, origin: 
         value = decode(value, config.decode_errors, where) if isinstance(value, bytes) else value
         if value is None and isinstance(record[key], bytes):
             return None
-        if not isinstance(value, str):
-            raise InputError(f"{where}: {key!r} is {value!r:.40}, a {type(value).__name__}; it must be a string")
+        check_string(value, key, where)
         values.append(_mend_surrogates(value, config.decode_errors, where))
     text, prompt = values
     return None if text is None or prompt is None else Document(text, origin, prompt)
@@ -267,6 +266,12 @@ def check_key(key: str, keys: list[str], where: str, option: str) -> None:
         )
 
 
+def check_string(value: Any, key: str, where: str) -> None:
+    """Raises `InputError` unless `value` is text, decoded or not."""
+    if not isinstance(value, (str, bytes)):
+        raise InputError(f"{where}: {key!r} is {value!r:.40}, a {type(value).__name__}; it must be a string")
+
+
 def some(names: list[str]) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
@@ -286,8 +291,10 @@ def _text(path: Path, errors: str) -> str | None:
     return None if text is None else text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def _records(batch: Any, pa: Any) -> Iterator[dict[str, Any]]:
-    """The rows of a record batch, texts as bytes, whose encoding is checked later."""
+def records(batch: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a `pyarrow.RecordBatch`, strings as bytes, whose encoding is checked later."""
+    import pyarrow as pa
+
     columns = {}
     for name, column in zip(batch.schema.names, batch.columns):
         column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gpt2_jax.config import DataConfig, suggest
 from gpt2_jax.data.documents import Document, JsonLines, Parquet, Part, TextFiles, explained, open_parquet, some
-from gpt2_jax.data.hub import Dataset, HubShard, hub_parts
+from gpt2_jax.data.hub import Dataset, HubShard, hub_parts, local_files
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import HUB_ID
 
@@ -32,7 +32,7 @@ class Entry:
     Attributes:
       hub, subset, split: what is opened, unless the options say otherwise.
       text, prompt: the columns that are read; "" is no prompt.
-      assemble: see `hub.ASSEMBLERS`.
+      assemble: of `assemblers.ASSEMBLERS`.
     """
 
     hub: str
@@ -82,12 +82,14 @@ class Source:
       config: the options that say how to read them.
       parts: in reading order.
       files: `(name, path)` of a corpus of files; the name stays the same when the corpus moves.
+      copies: the same of a folder with a copy of a dataset.
     """
 
     name: str
     config: DataConfig
     parts: tuple[Part, ...]
     files: tuple[tuple[str, Path], ...] = ()
+    copies: tuple[tuple[str, Path], ...] = ()
 
     def documents(self, counts: Counter | None = None) -> Iterator[Document]:
         """All documents that are kept; `counts` is told what is left out, and why.
@@ -106,11 +108,11 @@ class Source:
     def fingerprint(self) -> str:
         """Changes when a file is added, removed, renamed, resized or written to; reads no contents.
 
-        Of the standard library, whose times are those of its installation, names and sizes count. Of the hub, the id
-        and the number of shards.
+        Of the standard library, whose times are those of its installation, names and sizes count. Of the hub, the id,
+        the revision and the number of shards: a branch that moved is not seen.
         """
         digest = hashlib.sha256()
-        for name, path in self.files:
+        for name, path in self.files or self.copies:
             stat = path.stat()
             time = 0 if self.name == "stdlib" else stat.st_mtime_ns
             digest.update(f"{name}\0{stat.st_size}\0{time}\n".encode("utf-8", "surrogateescape"))
@@ -122,7 +124,8 @@ class Source:
     def describe(self) -> str:
         """One line: what, how many files, how large."""
         if not self.files:
-            return f"{self.name}: {len(self.parts)} shard{'s' * (len(self.parts) != 1)} of the hub"
+            where = f"in {self.config.paths_of(self.name)}" if self.copies else "of the hub"
+            return f"{self.name}: {len(self.parts)} shard{'s' * (len(self.parts) != 1)} {where}"
         size = sum(path.stat().st_size for _, path in self.files) / 1e6
         version = ".".join(map(str, sys.version_info[:3]))
         what = f"Python {version}'s standard library" if self.name == "stdlib" else self.config.paths_of(self.name)
@@ -185,7 +188,8 @@ def open_source(config: DataConfig, name: str | None = None) -> Source:
         config.hub_split or entry.split,
         "" if paths else config.revision,
     )
-    return Source(name, config, hub_parts(name, dataset, config, entry.assemble))
+    parts = hub_parts(name, dataset, config, entry.assemble)
+    return Source(name, config, parts, copies=local_files(dataset))
 
 
 def _stdlib_files() -> tuple[tuple[str, Path], ...]:

@@ -1,6 +1,8 @@
 """Datasets as `datasets` opens them: local folders laid out as on the hub, and a server that fails."""
 
+import gzip
 import json
+import os
 import pickle
 import threading
 import urllib.error
@@ -8,6 +10,7 @@ import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
+from random import Random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::Depr
 def offline(monkeypatch, tmp_path):
     """No test waits for the network, and none sees another's dataset."""
     monkeypatch.setattr(hub, "FIRST_PAUSE", 0.01)
-    hub.open_dataset.cache_clear()
+    hub._load.cache_clear()
 
 
 def shards(folder, tables, split="train"):
@@ -50,8 +53,11 @@ def test_parquet_shards_are_parts(tmp_path):
         again = pickle.loads(pickle.dumps(part))
         assert [(row, d.text) for row, d in again.documents()] == [(j + 1, text) for j, text in enumerate(texts)]
         assert [d.text for _, d in again.documents(3)] == texts[3:]
-    assert source.describe() == "openwebtext: 3 shards of the hub"
-    assert source.fingerprint() == open_local("openwebtext", tmp_path / "data").fingerprint()
+    assert source.describe() == f"openwebtext: 3 shards in {tmp_path / 'data'}"
+    before = source.fingerprint()
+    assert open_local("openwebtext", tmp_path / "data").fingerprint() == before
+    os.utime(tmp_path / "data" / "train-00001-of-00003.parquet", (1, 1))
+    assert source.fingerprint() != before
 
 
 def test_any_id_and_json_lines(tmp_path):
@@ -102,11 +108,11 @@ def test_what_cannot_be_opened(tmp_path, monkeypatch):
     ):
         open_local("stories", "/none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty, split 'train', cannot be opened \(.*\); check the id, subset and"):
+    with pytest.raises(InputError, match=r"empty, split 'train', cannot be opened \(.*\); check the subset, the"):
         open_local("stories", tmp_path / "empty")
     shards(tmp_path / "data", [{"text": ["a"]}])
     with pytest.raises(
-        InputError, match=r"split 'test', cannot be opened .* without network, give a folder with a copy"
+        InputError, match=r"split 'test', cannot be opened .* check the subset, the split, and that its files are whole"
     ):
         open_local("stories", tmp_path / "data", hub_split="test")
     script = tmp_path / "made"
@@ -118,6 +124,78 @@ def test_what_cannot_be_opened(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=r"nobody/nothing, split 'train', cannot be opened .* set HF_HOME to a cache"):
         open_source(DataConfig(source="nobody/nothing"))
+
+
+def test_a_column_that_is_missing_or_empty(tmp_path):
+    verses = shards(tmp_path / "verses", [{"verse": ["O rose", "thou"], "gutenberg_id": [1, 1]}])
+    assert [d.text for d in open_local("gutenberg_poetry", verses, text_key="verse").documents()] == ["O rose\nthou"]
+    for name, says in {
+        "gutenberg_poetry": "has no 'line', only verse, gutenberg_id; choose with --config.data.text_key=",
+        "wikitext": "has no 'text', only verse, gutenberg_id; choose with --config.data.text_key=",
+        "writingprompts": "has no 'story', only verse, gutenberg_id; choose with --config.data.text_key=",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            list(open_local(name, verses).documents())
+    with pytest.raises(InputError, match=r"has no 'prompt', only verse, gutenberg_id; choose .*prompt_key="):
+        list(open_local("writingprompts", verses, text_key="verse").documents())
+    unmarked = shards(tmp_path / "unmarked", [{"line": ["a"]}])
+    with pytest.raises(
+        InputError, match=r"has no 'gutenberg_id', by which its rows are joined, only line; to take each"
+    ):
+        list(open_local("gutenberg_poetry", unmarked).documents())
+    stories = shards(tmp_path / "stories", [{"prompt": ["a", None], "story": ["b", "c"], "text": ["d", None]}])
+    with pytest.raises(InputError, match=r"00001:2: 'prompt' is None, a NoneType; it must be a string$"):
+        list(open_local("writingprompts", stories).documents())
+    with pytest.raises(InputError, match=r"00001:2: 'text' is None, a NoneType; it must be a string$"):
+        list(open_local("wikitext", stories).documents())
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_bytes_that_are_not_utf8(tmp_path, suffix):
+    if suffix == "parquet":
+        shards(tmp_path, [{"text": pa.array([b"fine", b"b\xffd", b"end"], pa.binary()).view(pa.string())}])
+    else:
+        (tmp_path / "train.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "b\xffd"}\n{"text": "end"}\n')
+    with pytest.raises(
+        InputError, match=r"00001:2 is not UTF-8: byte 0xff at offset 1; convert it, or use --config.data"
+    ):
+        list(open_local("stories", tmp_path).documents())
+    replaced = open_local("stories", tmp_path, decode_errors="replace")
+    assert [d.text for d in replaced.documents()] == ["fine", "b\ufffdd", "end"]
+    counts = Counter()
+    skipped = open_local("stories", tmp_path, decode_errors="skip")
+    assert [d.text for d in skipped.documents(counts)] == ["fine", "end"] and counts == {"kept": 2, "not UTF-8": 1}
+
+
+def test_a_damaged_copy_is_not_asked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "FIRST_PAUSE", 100.0)
+    random = Random(0)
+    lines = "".join(json.dumps({"text": f"text {i} {random.randbytes(20).hex()}"}) + "\n" for i in range(9000)).encode()
+    half = {name: make(lines)[: len(lines) // 3] for name, make in (("gz", gzip.compress), ("zst", zstandard.compress))}
+    (tmp_path / "zst").mkdir()
+    (tmp_path / "zst" / "train.jsonl.zst").write_bytes(half["zst"])
+    with pytest.raises(
+        InputError, match=r"cannot be read after row 0 \(.*\); a file in .*/zst is damaged or cut short"
+    ):
+        list(open_local("stories", tmp_path / "zst").documents())
+    (tmp_path / "gz").mkdir()
+    (tmp_path / "gz" / "train.jsonl.gz").write_bytes(half["gz"])
+    with pytest.raises(InputError, match=r"gz, split 'train', cannot be opened \(EOFError: .*that its files are whole"):
+        open_local("stories", tmp_path / "gz")
+    folder = shards(tmp_path / "parquet", [{"text": [f"{i}" for i in range(100)]}])
+    (file,) = folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"parquet, split 'train', cannot be opened \(ArrowInvalid: .*files are whole"):
+        open_local("stories", folder)
+
+
+def test_a_read_goes_on_from_any_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "READ_AHEAD", 7)
+    texts = [f"text {i}" for i in range(30)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "train.parquet", row_group_size=4)
+    (part,) = open_local("stories", tmp_path).parts
+    for start in range(32):
+        assert [(row, d.text) for row, d in part.documents(start)] == list(enumerate(texts, 1))[start:]
 
 
 class Unreliable:
