@@ -61,6 +61,9 @@ class DataConfig:
       readers: with "stream", parts that are read side by side; a multiple of the number of processes. The batches
         depend on it, and not on the processes.
       shuffle_windows: with "stream", windows of all readers together among which the order is random.
+      fill_prepared: with "stream", keep the tokens in the folder of `prepared`, part by part as they are read to their
+        end; runs with the "prepared" road, or scripts/prepare_data.py, go on from there.
+      accept_changes: with "stream", go on from a saved position even where files changed since.
       mask_documents: attention does not cross from one document of a window to another.
       restart_positions: positions begin at 0 with each document.
     """
@@ -94,6 +97,8 @@ class DataConfig:
     road: Literal["prepared", "stream"] = "prepared"
     readers: int = 8
     shuffle_windows: int = 512
+    fill_prepared: bool = False
+    accept_changes: bool = False
     mask_documents: bool = False
     restart_positions: bool = False
 
@@ -135,6 +140,13 @@ class DataConfig:
         )
         for name in ("tokens_per_shard", "readers", "shuffle_windows"):
             check(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        for name in ("fill_prepared", "accept_changes"):
+            check(
+                not getattr(self, name) or self.road == "stream",
+                f"data.{name}",
+                True,
+                "false unless data.road is 'stream'",
+            )
         if self.road == "stream":
             check(
                 self.tokenizer not in ("bpe", "characters"),

@@ -26,7 +26,10 @@ BEAM = flags.DEFINE_string(
     None,
     "Prepare by an Apache Beam pipeline with these options, not by processes here; needs the extra beam.",
 )
-ELSEWHERE = {"prepared", "road", "readers", "shuffle_windows", "mask_documents", "restart_positions"}
+ELSEWHERE = {
+    *("prepared", "road", "readers", "shuffle_windows", "fill_prepared", "accept_changes"),
+    *("mask_documents", "restart_positions"),
+}
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 OPTIONS = {}
 for field in dataclasses.fields(DataConfig):

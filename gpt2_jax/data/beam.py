@@ -20,9 +20,11 @@ from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, 
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data import prepare as local
-from gpt2_jax.data.prepare import Layout, Progress
+from gpt2_jax.data.layout import Layout, Progress, lay_out
+from gpt2_jax.data.manifest import as_json, manifest_of, new_record, part_record, summary
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenize import Encoding, Task, encode_part
+from gpt2_jax.data.workers import pool
 from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.tokenizer import Tokenizer
 
@@ -50,8 +52,8 @@ def prepare(
     """
     _make_folder(out)
     sources = {name: open_source(config, name) for name in config.weights}
-    with local.pool(config.workers, sources.values()) as run:
-        layouts = {name: local.lay_out(config, source, run, progress) for name, source in sources.items()}
+    with pool(config.workers, sources.values()) as run:
+        layouts = {name: lay_out(config, source, run, progress) for name, source in sources.items()}
     tokenizer = local.shared_tokenizer(config, layouts, progress)
     return {
         name: _prepare_source(config, layout, tokenizer, _join(out, local.subfolder(config, name)), options, progress)
@@ -62,8 +64,8 @@ def prepare(
 def _prepare_source(
     config: DataConfig, layout: Layout, tokenizer: Tokenizer, out: str, options: Sequence[str], progress: Progress
 ) -> dict[str, Any]:
-    record = local.new_record(config, layout, tokenizer)
-    header = local.as_json(record)
+    record = new_record(config, layout, tokenizer)
+    header = as_json(record)
     _make_folder(out)
     begun = _join(out, "progress.json")
     if FileSystems.exists(_join(out, "manifest.json")) or (FileSystems.exists(begun) and _read(begun) != header):
@@ -91,12 +93,12 @@ def _prepare_source(
             f"the pipeline failed ({_reason(error)}); run it again: it goes on after the finished parts"
         ) from error
 
-    names = [_record_name(task.number) for task in tasks]
+    names = [part_record(task.number) for task in tasks]
     record["parts"] = {str(i): json.loads(_read(_join(out, name))) for i, name in enumerate(names)}
-    manifest = local.manifest_of(record, layout.source)
-    _write(out, "manifest.json", local.as_json(manifest))
+    manifest = manifest_of(record, layout.source)
+    _write(out, "manifest.json", as_json(manifest))
     FileSystems.delete([begun, *(_join(out, name) for name in names)])
-    progress(f"{out}: {local.summary(manifest)}")
+    progress(f"{out}: {summary(manifest)}")
     return manifest
 
 
@@ -107,11 +109,11 @@ class EncodePart(beam.DoFn):
         self.encoding, self.out = encoding, out
 
     def process(self, task: Task):
-        if FileSystems.exists(_join(self.out, _record_name(task.number))):
+        if FileSystems.exists(_join(self.out, part_record(task.number))):
             return
         task = dataclasses.replace(task, encoding=self.encoding)
         entry = encode_part(task, functools.partial(_write, self.out))
-        _write(self.out, _record_name(task.number), json.dumps(entry).encode())
+        _write(self.out, part_record(task.number), json.dumps(entry).encode())
 
 
 def _reason(error: Exception) -> str:
@@ -127,10 +129,6 @@ def _make_folder(path: str) -> None:
             FileSystems.mkdirs(path)
     except (OSError, ValueError) as error:  # also a scheme whose package is not installed
         raise InputError(f"{path} cannot be made ({one_line(error)}); choose another --out") from None
-
-
-def _record_name(number: int) -> str:
-    return f"part-{number:05d}.json"
 
 
 def _join(folder: str, name: str) -> str:

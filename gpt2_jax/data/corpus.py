@@ -1,15 +1,18 @@
 """What a run trains and validates on, whichever road the tokens come by."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
+from gpt2_jax.data.filling import open_fillers
 from gpt2_jax.data.layout import Progress
 from gpt2_jax.data.prepare import encoding_of, with_control_codes
 from gpt2_jax.data.prepared import Prepared
@@ -25,11 +28,16 @@ class Batches(Protocol):
 
     Attributes:
       position: where the next batch comes from, int64 [own readers, sources, 6]; None where the step says it all.
+      counts: documents read for them by this process, "kept" and left out for each reason; none of prepared tokens.
     """
 
     position: np.ndarray | None
+    counts: Mapping[str, int]
 
     def __next__(self) -> dataset.Batch: ...
+
+    def remaining(self, ahead: int) -> int | None:
+        """How many batches are left where fewer than `ahead` are; else None."""
 
     def close(self) -> None: ...
 
@@ -41,12 +49,26 @@ class Corpus:
     Attributes:
       tokenizer: of all sources.
       held_out: the validation text of each source.
-      batches: `batches(start_step, position)` are the training batches from there on.
+      batches: `batches(start_step, saved)` are the training batches from there on; `saved` is what `saved` gave when
+        the run was there, or None.
+      fingerprints: of each source that is streamed, `Source.fingerprint`.
     """
 
     tokenizer: Tokenizer
     held_out: Mapping[str, Prepared | HeldOut]
-    batches: Callable[[int, Any], Batches]
+    batches: Callable[[int, dict[str, Any] | None], Batches]
+    fingerprints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def saved(self, batches: Batches) -> dict[str, Any] | None:
+        """What a checkpoint needs to know of the data, for JSON; None where the step says it all.
+
+        Every process calls it, and gets the positions of all.
+        """
+        if (position := batches.position) is None:
+            return None
+        if jax.process_count() > 1:
+            position = multihost_utils.process_allgather(position, tiled=True)
+        return {"position": position.tolist(), "fingerprints": dict(self.fingerprints)}
 
 
 def open_corpus(config: Config, folder: Path, say: Progress) -> Corpus:
@@ -54,7 +76,7 @@ def open_corpus(config: Config, folder: Path, say: Progress) -> Corpus:
 
     Args:
       config: of the run; the model's vocabulary may be unknown yet.
-      folder: of prepared tokens.
+      folder: of prepared tokens; streamed ones are kept there if `config.data.fill_prepared`.
       say: is told in one line what happens.
 
     Raises:
@@ -70,7 +92,7 @@ def open_corpus(config: Config, folder: Path, say: Progress) -> Corpus:
         "seed": config.training.seed,
     }
     if config.data.road == "stream":
-        return _streamed(config, options, say)
+        return _streamed(config, folder, options, say)
     prepared = prepare_together(config.data, folder, jax.process_index(), jax.process_count(), progress=say)
     tokenizer = next(iter(prepared.values())).tokenizer
 
@@ -87,15 +109,19 @@ class Numbered:
 
     of: Iterator[dataset.Batch]
     position: None = None
+    counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __next__(self) -> dataset.Batch:
         return next(self.of)
+
+    def remaining(self, ahead: int) -> None:
+        """There is no end."""
 
     def close(self) -> None:
         self.of = iter(())
 
 
-def _streamed(config: Config, options: dict[str, Any], say: Progress) -> Corpus:
+def _streamed(config: Config, folder: Path, options: dict[str, Any], say: Progress) -> Corpus:
     data, windows = config.data, config.evaluation.windows
     if windows < 1:
         raise InputError(
@@ -113,7 +139,12 @@ def _streamed(config: Config, options: dict[str, Any], say: Progress) -> Corpus:
             fraction=data.validation_fraction, tokens=windows * config.sequence_length + 1,
         )  # fmt: skip
 
-    def batches(start_step: int, position: Any) -> Batches:
+    fingerprints = {name: source.fingerprint() for name, source in sources.items()}
+    fillers = open_fillers(data, folder, sources, tokenizer, say) if data.fill_prepared else {}
+
+    def batches(start_step: int, saved: dict[str, Any] | None) -> Batches:
+        if saved is not None and not data.accept_changes:
+            _check_unchanged(saved["fingerprints"], fingerprints)
         stream = Stream(
             sources,
             encodings,
@@ -122,9 +153,24 @@ def _streamed(config: Config, options: dict[str, Any], say: Progress) -> Corpus:
             readers=data.readers,
             shuffle_windows=data.shuffle_windows,
             start_step=start_step,
-            position=position,
+            position=None if saved is None else np.array(saved["position"], np.int64),
+            fillers=fillers,
             **options,
         )
         return dataset.StreamedBatches(stream)
 
-    return Corpus(tokenizer, held_out, batches)
+    return Corpus(tokenizer, held_out, batches, fingerprints)
+
+
+def _check_unchanged(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises `InputError` in all processes if a source is not as the first of them saved it."""
+    changed = np.array([saved[name] != fingerprint for name, fingerprint in now.items()])
+    if jax.process_count() > 1:  # others may have copies of the files, written at another time
+        changed = multihost_utils.broadcast_one_to_all(changed)
+    if changed.any():
+        names = ", ".join(itertools.compress(now, changed))
+        raise InputError(
+            f"files of {names} were added, removed or written to since the checkpoint was saved, so that its position "
+            "in them may be in another text; put them back, start anew in another --workdir, or go on from there all "
+            "the same with --config.data.accept_changes=True"
+        )

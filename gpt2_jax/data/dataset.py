@@ -8,6 +8,7 @@ accelerators.
 import bisect
 import functools
 import itertools
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -197,29 +198,31 @@ def train_batches(
 
 
 class StreamedBatches:
-    """The batches of a `Stream`, made while the step before runs.
+    """The batches of a `Stream`, made while the steps before run.
 
     Attributes:
       position: `Stream.position` after the batch given last; the ones made since are not counted.
+      counts: `Stream.counts`, of all that was read.
     """
 
     def __init__(self, stream: Stream):
-        self.position = stream.position
+        self.position, self.counts = stream.position, Counter()
         self._failure: Exception | None = None
-        first = next(stream)
         spec = lambda x: tf.TensorSpec(x.shape, tf.as_dtype(x.dtype))
-        signature = {name: spec(x) for name, x in first.items()}, spec(self.position)
+        signature = {name: spec(x) for name, x in stream.like.items()}, spec(self.position)
 
         def batches() -> Iterator[tuple[Batch, np.ndarray]]:
-            yield first, stream.position
             try:
                 for batch in stream:
+                    self.counts = stream.counts
                     yield batch, stream.position
             except Exception as error:  # given to whoever waits for the next batch, not to TensorFlow
                 self._failure = error
 
         batches_ahead = tf.data.Dataset.from_generator(batches, output_signature=signature)
         self._batches = batches_ahead.prefetch(PREFETCHED_BATCHES).as_numpy_iterator()
+        self._known: deque[tuple[Batch, np.ndarray]] = deque()
+        self._ended = False
 
     def __next__(self) -> Batch:
         """The next batch.
@@ -227,15 +230,28 @@ class StreamedBatches:
         Raises:
           InputError: the source failed.
         """
-        found = next(self._batches, None)
-        if found is None:
+        self._look_ahead(1)
+        if not self._known:
             raise self._failure
-        batch, self.position = found
+        batch, self.position = self._known.popleft()
         return batch
+
+    def remaining(self, ahead: int) -> int | None:
+        """How many batches are left where fewer than `ahead` are, because the source failed; else None."""
+        self._look_ahead(ahead)
+        return len(self._known) if len(self._known) < ahead else None
 
     def close(self) -> None:
         """Ends what makes batches ahead, which must not outlive the interpreter."""
         self._batches = iter(())
+
+    def _look_ahead(self, batches: int) -> None:
+        while len(self._known) < batches and not self._ended:
+            found = next(self._batches, None)
+            if found is None:
+                self._ended = True
+            else:
+                self._known.append(found)
 
 
 def evaluation_batches(

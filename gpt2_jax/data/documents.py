@@ -13,7 +13,7 @@ import re
 import tokenize
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -194,6 +194,11 @@ def kept(
         counts[reason or "kept"] += 1
     if not reason:
         yield row, document if text is document.text else dataclasses.replace(document, text=text)
+
+
+def left_out_of(counts: Mapping[str, int]) -> str:
+    """What `counts` has beside "kept": "3 too short, 1 not UTF-8"."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items()) if reason != "kept" and n)
 
 
 def open_compressed(path: Path) -> BinaryIO:

@@ -43,6 +43,12 @@ class Layout:
         nothing = (frozenset(),) * len(source.parts)
         return cls(source, Division(**record["division"]), tuple(record["positions"]), nothing)
 
+    @classmethod
+    def by_hash(cls, config: DataConfig, source: Source) -> "Layout":
+        """The layout of a corpus that is not read beforehand, see `Division.by_hash`."""
+        n = len(source.parts)
+        return cls(source, Division.by_hash(config.validation_fraction), (0,) * n, (frozenset(),) * n)
+
     def tasks(self, config: DataConfig, encoding: Encoding, dtype: str) -> list[Task]:
         """One a part."""
         parts = zip(self.source.parts, self.positions, self.duplicates)
@@ -82,9 +88,7 @@ def lay_out(config: DataConfig, source: Source, run: Callable, progress: Progres
     """
     parts = source.parts
     if parts and isinstance(parts[0], HubShard) and config.split != "tail" and not config.deduplicate:
-        return Layout(
-            source, Division.by_hash(config.validation_fraction), (0,) * len(parts), (frozenset(),) * len(parts)
-        )
+        return Layout.by_hash(config, source)
     progress(f"reading {source.describe()}")
     counts: Counter = Counter()
     seen: set[int] = set()

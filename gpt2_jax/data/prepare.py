@@ -5,13 +5,8 @@ A prepared folder holds `train-00000-00000.bin ...` (part, shard), `validation-.
 ends with the same bytes as one that is not, whatever the number of workers.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
-import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,20 +15,23 @@ from absl import logging
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.layout import Layout, Progress, lay_out
-from gpt2_jax.data.prepared import FORMAT, Prepared, hashes, load_prepared, redo, sha256_of, shards_of
-from gpt2_jax.data.sources import Source, nothing_kept, open_source
+from gpt2_jax.data.manifest import (
+    begin,
+    locked,
+    make_folder,
+    manifest_of,
+    options_of,
+    save,
+    summary,
+    unfinished,
+    write_file,
+)
+from gpt2_jax.data.prepared import Prepared, hashes, load_prepared, redo, sha256_of, shards_of
+from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load, train_bpe, train_characters
-
-# Options that change how tokens are made or used, and not which they are.
-FREE = frozenset(
-    (
-        *("source", "reweigh", "retries", "encoder", "workers", "road", "readers", "shuffle_windows"),
-        *("prepared", "mask_documents", "restart_positions"),
-    )
-)
 
 
 def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = logging.info) -> dict[str, Prepared]:
@@ -52,18 +50,23 @@ def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = l
         another corpus or of other options.
     """
     directory = Path(directory)
-    names = list(config.weights)
-    folders = {name: directory / subfolder(config, name) for name in names}
-    found = {name: _finished(config, name, folder, progress) for name, folder in folders.items()}
-    if all(found.values()):
+    folders = {name: directory / subfolder(config, name) for name in config.weights}
+    if found := _all_finished(config, folders, progress):
         return found
-
-    sources = {name: open_source(config, name) for name in names}
     for folder in folders.values():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made ({error.strerror}); choose another workdir") from None
+        make_folder(folder)
+    with locked(directory, progress) as waited:
+        return (waited and _all_finished(config, folders, progress)) or _prepare(config, folders, progress)
+
+
+def _all_finished(config: DataConfig, folders: dict[str, Path], progress: Progress) -> dict[str, Prepared] | None:
+    found = {name: finished(config, name, folder, progress) for name, folder in folders.items()}
+    return found if all(found.values()) else None
+
+
+def _prepare(config: DataConfig, folders: dict[str, Path], progress: Progress) -> dict[str, Prepared]:
+    names = list(folders)
+    sources = {name: open_source(config, name) for name in names}
     with pool(config.workers, sources.values()) as run:
         records = {name: _resume(folders[name], config, sources[name], progress) for name in names}
         todo = [name for name in names if "splits" not in (records[name] or {})]
@@ -72,7 +75,7 @@ def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = l
         begun = [folders[name] for name in names if records[name]]
         tokenizer = load(begun[0] / "tokenizer.json") if begun else shared_tokenizer(config, layouts, progress)
         for name in todo:
-            record = records[name] or _begin(folders[name], config, layouts[name], tokenizer)
+            record = records[name] or begin(folders[name], config, layouts[name], tokenizer)
             _finish(folders[name], config, layouts[name], tokenizer, record, run, progress)
     return {name: load_prepared(folder) for name, folder in folders.items()}
 
@@ -111,53 +114,10 @@ def encoding_of(config: DataConfig, name: str, tokenizer: Tokenizer) -> Encoding
     return Encoding(tokenizer.to_json(), config.encoder, control)
 
 
-def _options(config: DataConfig, name: str) -> dict[str, Any]:
-    """What decides the tokens of a source."""
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
-    return {"source": name, **options}
-
-
-def new_record(config: DataConfig, layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `progress.json` has of a corpus before its first part is finished."""
-    return {
-        "format": FORMAT,
-        "options": _options(config, layout.source.name),
-        "source": layout.source.describe(),
-        "fingerprint": layout.source.fingerprint(),
-        "division": dataclasses.asdict(layout.division),
-        "vocab_size": len(tokenizer),
-        "dtype": "<u2" if len(tokenizer) <= 2**16 else "<u4",
-        "tokenizer": hashlib.sha256(tokenizer.to_json().encode()).hexdigest(),
-        "positions": list(layout.positions),
-        "parts": {},
-    }
-
-
-def _begin(folder: Path, config: DataConfig, layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Writes the tokenizer and a record without parts."""
-    for leftover in (*folder.glob("*.bin*"), *folder.glob("*.mask*")):
-        leftover.unlink()
-    write_file(folder, "tokenizer.json", tokenizer.to_json().encode())
-    record = new_record(config, layout, tokenizer)
-    _save(folder, "progress.json", record)
-    return record
-
-
 def _resume(folder: Path, config: DataConfig, source: Source, progress: Progress) -> dict[str, Any] | None:
     """The record of an unfinished run of the same options and corpus whose finished files are intact."""
-    for name in ("manifest.json", "progress.json"):
-        try:
-            record = json.loads((folder / name).read_text(encoding="utf-8"))
-            break
-        except (FileNotFoundError, ValueError):
-            continue
-    else:
-        return None
-    wanted = {"format": FORMAT, "options": _options(config, source.name), "fingerprint": source.fingerprint()}
-    if any(record.get(key) != value for key, value in wanted.items()):
-        progress(f"{folder} holds unfinished tokens of other options or another corpus: starting over")
-        return None
-    if "splits" in record:  # a finished one of a mixture
+    record = unfinished(folder, config, source, progress)
+    if record is None or "splits" in record:  # of a finished one of a mixture
         return record
     for file, sha256 in hashes(record):
         if not (folder / file).exists() or sha256_of(folder / file) != sha256:
@@ -182,7 +142,7 @@ def _finish(
     began, done = time.monotonic(), 0
     for task, entry in zip(todo, run(functools.partial(write_part, folder), todo)):
         record["parts"][str(task.number)] = entry
-        _save(folder, "progress.json", record)
+        save(folder, "progress.json", record)
         tokens = sum(split["tokens"] for split in entry["splits"].values())
         done += tokens
         progress(
@@ -190,9 +150,9 @@ def _finish(
             f"({done / max(time.monotonic() - began, 1e-9):,.0f} tokens/s)"
         )
     manifest = manifest_of(record, layout.source)
-    _save(folder, "manifest.json", manifest)
+    save(folder, "manifest.json", manifest)
     (folder / "progress.json").unlink(missing_ok=True)
-    for leftover in folder.glob("*.unfinished"):  # of runs that were killed
+    for leftover in (*folder.glob("*.unfinished"), *folder.glob("part-*.json")):  # the first, of runs that were killed
         leftover.unlink(missing_ok=True)
     progress(f"{folder}: {summary(manifest)}")
 
@@ -202,36 +162,7 @@ def write_part(folder: Path, task: Task) -> dict[str, Any]:
     return encode_part(task, functools.partial(write_file, folder))
 
 
-def manifest_of(record: dict[str, Any], source: Source) -> dict[str, Any]:
-    """The manifest of a record with all its parts.
-
-    Raises:
-      InputError: a split without tokens.
-    """
-    manifest = {key: value for key, value in record.items() if key not in ("parts", "positions")}
-    parts = [record["parts"][str(i)] for i in range(len(source.parts))]
-    counts: Counter = Counter()
-    for part in parts:
-        counts.update(part["counts"])
-    if not counts["kept"]:
-        raise nothing_kept(source, counts)
-    splits = {}
-    for split in SPLITS:
-        entries = [part["splits"][split] for part in parts]
-        splits[split] = {
-            key: sum(entry[key] for entry in entries) for key in ("documents", "tokens", "learnt", "bytes")
-        }
-        splits[split]["largest"] = max(entry["largest"] for entry in entries)
-        splits[split]["shards"] = [shard for entry in entries for shard in entry["shards"]]
-        if not splits[split]["tokens"]:
-            raise InputError(
-                f"the {split} split of {source.name} has no document; change data.validation_fraction "
-                f"({record['options']['validation_fraction']}) or give more documents"
-            )
-    return {**manifest, "counts": dict(sorted(counts.items())), "splits": splits}
-
-
-def _finished(config: DataConfig, name: str, folder: Path, progress: Progress) -> Prepared | None:
+def finished(config: DataConfig, name: str, folder: Path, progress: Progress) -> Prepared | None:
     """What `folder` holds, if it is finished.
 
     Raises:
@@ -240,7 +171,7 @@ def _finished(config: DataConfig, name: str, folder: Path, progress: Progress) -
     if not (folder / "manifest.json").exists():
         return None
     prepared = load_prepared(folder)
-    before, now = prepared.manifest["options"], _options(config, name)
+    before, now = prepared.manifest["options"], options_of(config, name)
     if prepared.manifest["format"] == 1:  # had fewer options, and one default of another name
         now = {key: value for key, value in now.items() if key in before} | {"text_key": config.text_key or "text"}
     changed = [f"data.{k} was {before.get(k)!r} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
@@ -258,43 +189,3 @@ def _finished(config: DataConfig, name: str, folder: Path, progress: Progress) -
     (folder / "progress.json").unlink(missing_ok=True)
     progress(f"{folder} holds the tokens already: {summary(prepared.manifest)}")
     return prepared
-
-
-def write_file(folder: Path, name: str, data: bytes) -> None:
-    """Writes all of `data`, or leaves what was there before.
-
-    Raises:
-      InputError: the disk refuses.
-    """
-    path = folder / name
-    unfinished = path.with_name(f"{name}.{os.getpid()}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); make room and run again: it goes on after the finished parts"
-        ) from None
-
-
-def as_json(record: dict[str, Any]) -> bytes:
-    """A record as it is written."""
-    return (json.dumps(record, indent=2) + "\n").encode()
-
-
-def _save(folder: Path, name: str, record: dict[str, Any]) -> None:
-    write_file(folder, name, as_json(record))
-
-
-def summary(manifest: dict[str, Any]) -> str:
-    """A line about what was made."""
-    counts = [
-        f"{s['tokens']:,} {name} tokens of {s['documents']:,} documents" for name, s in manifest["splits"].items()
-    ]
-    dropped = [f"{n:,} {reason}" for reason, n in manifest.get("counts", {}).items() if reason != "kept"]
-    left_out = f"; left out {', '.join(dropped)}" if dropped else ""
-    return f"{manifest['source']}; {', '.join(counts)}{left_out}; vocabulary of {manifest['vocab_size']:,}"

@@ -14,7 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2_jax.config import DataConfig, suggest
-from gpt2_jax.data.documents import Document, JsonLines, Parquet, Part, TextFiles, explained, open_parquet, some
+from gpt2_jax.data.documents import (
+    Document,
+    JsonLines,
+    Parquet,
+    Part,
+    TextFiles,
+    explained,
+    left_out_of,
+    open_parquet,
+    some,
+)
 from gpt2_jax.data.hub import Dataset, HubShard, hub_parts, local_files
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import HUB_ID
@@ -134,10 +144,9 @@ class Source:
 
 def nothing_kept(source: Source, counts: Counter) -> InputError:
     """The error of a corpus that has no document left."""
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in sorted(counts.items()) if reason != "kept" and n)
     names = [str(path) for _, path in source.files] or [source.name]
     return InputError(
-        f"the corpus has no text: {some(names)} held {reasons or 'no document'}; loosen the filters "
+        f"the corpus has no text: {some(names)} held {left_out_of(counts) or 'no document'}; loosen the filters "
         "(data.min_characters and others), or give files with text (--config.data.paths=...)"
     )
 

@@ -13,11 +13,15 @@ a reader stands is six numbers, and going on from them reads and encodes the pre
 import dataclasses
 import itertools
 import math
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from gpt2_jax.data.documents import Document, Part
+from gpt2_jax.data.filling import Filler, PartFiller
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.sources import Source
 from gpt2_jax.data.tokenize import Division, Encoding
@@ -34,11 +38,12 @@ class Share:
     """What one reader reads of a source.
 
     Attributes:
-      parts: in the order of the source.
+      parts: in the order of the source, in which the first of them is number `first`.
       sharers, index: of so many readers of the same parts this is the index-th; each row is one reader's.
     """
 
     parts: tuple[Part, ...]
+    first: int = 0
     sharers: int = 1
     index: int = 0
 
@@ -52,9 +57,25 @@ def shares(parts: Sequence[Part], readers: int) -> list[Share]:
     n = len(parts)
     if n >= readers:
         cuts = [n * r // readers for r in range(readers + 1)]
-        return [Share(tuple(parts[a:b])) for a, b in itertools.pairwise(cuts)]
+        return [Share(tuple(parts[a:b]), a) for a, b in itertools.pairwise(cuts)]
     of = [r * n // readers for r in range(readers)]
-    return [Share((parts[p],), of.count(p), of[:r].count(p)) for r, p in enumerate(of)]
+    return [Share((parts[p],), p, of.count(p), of[:r].count(p)) for r, p in enumerate(of)]
+
+
+class Read(NamedTuple):
+    """A document that a reader has read.
+
+    Attributes:
+      place: epoch, part and row to read it again from.
+      document: itself.
+      trains: whether its tokens are this reader's to give.
+      filler: what else gets them, or None.
+    """
+
+    place: tuple[int, int, int]
+    document: Document
+    trains: bool
+    filler: PartFiller | None
 
 
 class Reader:
@@ -70,6 +91,7 @@ class Reader:
       block: windows among which the order is random.
       seed: of that order, and of the order of the parts in each epoch.
       counters: where to begin, see the module; zeros are the beginning.
+      filler: gets the tokens of the parts that are read from beginning to end.
     """
 
     def __init__(
@@ -84,19 +106,28 @@ class Reader:
         block: int,
         seed: Sequence[int],
         counters: Sequence[int] = (0,) * len(COUNTERS),
+        filler: Filler | None = None,
     ):
         self._source, self._shares, self._number, self._encoding = source, all_shares, number, encoding
         self._division, self._T, self._size, self._seed = division, T, block, tuple(seed)
         self._start = tuple(int(x) for x in counters[:3])
         self._offset, self._block, self._taken = (int(x) for x in counters[3:])
+        self._filler, self._counts, self._of_part = filler, Counter(), Counter()
         self._encoded = self._read(*self._start)
+        self._failure: InputError | None = None
         self._buffer: list[tuple[tuple[int, int, int], np.ndarray, np.ndarray]] = []
+        self._buffered = 0  # tokens
         self._windows: np.ndarray | None = None
 
     @property
     def counters(self) -> tuple[int, ...]:
         """Where the next window comes from."""
         return (*self._start, self._offset, self._block, self._taken)
+
+    @property
+    def counts(self) -> Counter:
+        """Documents read so far, "kept" and left out for each reason; of shared parts the first reader's alone."""
+        return self._counts + self._of_part
 
     def next(self) -> tuple[np.ndarray, np.ndarray]:
         """A window, int32 [T + 1], and which of its tokens are learnt, bool [T + 1]."""
@@ -107,19 +138,35 @@ class Reader:
             self._fill()
         at = self._order[self._taken]
         self._taken += 1
+        # As much of the next block as was taken of this one: no batch waits until a whole block is read.
+        self._read_to(self._offset + (self._size + self._taken) * self._T + 1, needed=False)
         return self._windows[at], self._learnt[at]
 
+    def _read_to(self, tokens: int, needed: bool = True) -> None:
+        while self._buffered < tokens and self._failure is None:
+            try:
+                self._buffer.append(next(self._encoded))
+            except InputError as error:
+                self._failure = error
+            else:
+                self._buffered += len(self._buffer[-1][1])
+        if self._buffered < tokens and needed:
+            raise self._failure
+
     def _fill(self) -> None:
-        needed = self._offset + self._size * self._T + 1
-        there = sum(len(tokens) for _, tokens, _ in self._buffer)
-        while there < needed:
-            self._buffer.append(next(self._encoded))
-            there += len(self._buffer[-1][1])
+        end = self._offset + self._size * self._T + 1
+        self._read_to(end)
+        first, there = [], 0
+        for encoded in self._buffer:
+            if there >= end:
+                break
+            first.append(encoded)
+            there += len(encoded[1])
         cut = lambda arrays: np.lib.stride_tricks.sliding_window_view(
-            np.concatenate(arrays)[self._offset : needed], self._T + 1
+            np.concatenate(arrays)[self._offset : end], self._T + 1
         )[:: self._T]
-        self._windows = cut([tokens for _, tokens, _ in self._buffer])
-        self._learnt = cut([learnt for _, _, learnt in self._buffer])
+        self._windows = cut([tokens for _, tokens, _ in first])
+        self._learnt = cut([learnt for _, _, learnt in first])
         # The raw bits: numpy promises that they stay the same in its later versions.
         bits = np.random.PCG64([*self._seed, self._number, self._block]).random_raw(self._size)
         self._order = np.argsort(bits, kind="stable")
@@ -128,42 +175,62 @@ class Reader:
         """To the next block, which begins with the last token of this one."""
         self._offset += self._size * self._T
         while self._offset >= len(self._buffer[0][1]):
-            self._offset -= len(self._buffer.pop(0)[1])
+            gone = len(self._buffer.pop(0)[1])
+            self._offset, self._buffered = self._offset - gone, self._buffered - gone
         self._start = self._buffer[0][0]
         self._block, self._taken = self._block + 1, 0
 
-    def _read(self, epoch: int, part: int, row: int) -> Iterator[tuple[tuple[int, int, int], np.ndarray, np.ndarray]]:
+    def _read(self, *start: int) -> Iterator[tuple[tuple[int, int, int], np.ndarray, np.ndarray]]:
         """Encoded documents from there on, each with where it begins."""
-        places: list[tuple[int, int, int]] = []
+        waiting: deque[Read] = deque()
 
         def documents() -> Iterator[Document]:
-            for place, document in self._documents(epoch, part, row):
-                places.append(place)
-                yield document
+            for read in self._documents(*start):
+                waiting.append(read)
+                yield read.document
 
         for encoded in self._encoding.encode(documents(), BATCH_CHARACTERS):
-            yield places.pop(0), encoded.tokens, encoded.mask
+            read = waiting.popleft()
+            if read.filler is not None:
+                read.filler.add(encoded)
+            if read.trains:
+                yield read.place, encoded.tokens, encoded.mask
 
-    def _documents(self, epoch: int, part: int, row: int) -> Iterator[tuple[tuple[int, int, int], Document]]:
-        rotated = (*self._shares[self._number :], *self._shares[: self._number])
-        share = next((share for share in rotated if any(self._epoch(share, 0, 0, 0))), None)
-        if share is None:
+    def _documents(self, epoch: int, part: int, row: int) -> Iterator[Read]:
+        found = False
+        for share in (*self._shares[self._number :], *self._shares[: self._number]):
+            # From a saved place on, a share that has something there is the one that it was saved of.
+            for read in self._epoch(share, epoch, part, row):
+                found |= read.trains
+                yield read
+            if found:
+                break
+        else:
             raise InputError(
                 f"{self._source.name} has no document to train on; loosen the filters (data.min_characters and "
                 "others), lower data.validation_fraction, or give more text"
             )
         while True:
-            yield from self._epoch(share, epoch, part, row)
-            epoch, part, row = epoch + 1, 0, 0
+            epoch += 1
+            yield from self._epoch(share, epoch, 0, 0)
 
-    def _epoch(self, share: Share, epoch: int, part: int, row: int) -> Iterator[tuple[tuple[int, int, int], Document]]:
+    def _epoch(self, share: Share, epoch: int, part: int, row: int) -> Iterator[Read]:
         bits = np.random.PCG64([*self._seed, self._number, epoch]).random_raw(len(share.parts))
-        for p, at in list(enumerate(np.argsort(bits, kind="stable")))[part:]:
+        for p, at in list(enumerate(np.argsort(bits, kind="stable").tolist()))[part:]:
             start = row if p == part else 0
-            for after, document in share.parts[at].documents(start):
-                if share.owns(after) and not self._division.validates(document):
-                    yield (epoch, p, start), document
+            filler = self._filler.part(share.first + at) if self._filler is not None and start == 0 else None
+            counts = Counter()
+            if share.index == 0:
+                self._counts, self._of_part = self.counts, counts
+            for after, document in share.parts[at].documents(start, counts):
+                validates = self._division.validates(document)
+                if filler is not None:
+                    filler.expect(document, validates)
+                if filler is not None or (share.owns(after) and not validates):
+                    yield Read((epoch, p, start), document, not validates, filler)
                 start = after
+            if filler is not None:
+                filler.end(counts)
 
 
 class Stream:
@@ -181,9 +248,13 @@ class Stream:
       seed: of every order.
       start_step: the next batch.
       position: int64 [readers, sources, 6], as saved; None is the beginning.
+      fillers: what keeps the tokens of a source, by its name; see filling.py.
 
     Raises:
       InputError: readers that the processes cannot share, or a source without documents.
+
+    Attributes:
+      like: arrays of the shapes and types of a batch.
     """
 
     def __init__(
@@ -202,6 +273,7 @@ class Stream:
         restart_positions: bool = False,
         start_step: int = 0,
         position: np.ndarray | None = None,
+        fillers: Mapping[str, Filler] = MappingProxyType({}),
         process_index: int = 0,
         process_count: int = 1,
     ):
@@ -232,31 +304,41 @@ class Stream:
                 Reader(
                     source, of[name], number, encodings[name], division=division, T=sequence_length,
                     block=max(1, shuffle_windows // readers), seed=(seed, s), counters=position[number, s],
+                    filler=fillers.get(name),
                 )
                 for s, (name, source) in enumerate(sources.items())
             ]
             for number in self._numbers
         ]  # fmt: skip
+        tokens = np.zeros((own * self._rows, self._T + 1), np.int32)
+        self.like = self._with_boundaries(tokens, np.zeros((len(tokens), self._T), bool))
 
     @property
     def position(self) -> np.ndarray:
         """Of this process's readers, where the next batch comes from: int64 [own readers, sources, 6]."""
         return np.array([[reader.counters for reader in of_sources] for of_sources in self._readers], np.int64)
 
+    @property
+    def counts(self) -> Counter:
+        """Documents that this process's readers have read so far, "kept" and left out for each reason."""
+        return sum((reader.counts for of_sources in self._readers for reader in of_sources), Counter())
+
     def __iter__(self) -> "Stream":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch of this process's rows, as of `dataset.train_batches`."""
-        tokens = np.empty((len(self._numbers) * self._rows, self._T + 1), np.int32)
-        learnt = np.empty(tokens.shape, bool)
+        tokens, mask = np.empty_like(self.like["tokens"]), np.empty_like(self.like["mask"])
         first = self._step * self._batch_size + self._numbers.start * self._rows
         chosen, _ = self._mixture.locate(np.arange(first, first + len(tokens)))
         for row, source in enumerate(chosen.tolist()):
-            tokens[row], learnt[row] = self._readers[row // self._rows][source].next()
+            tokens[row], learnt = self._readers[row // self._rows][source].next()
+            mask[row] = learnt[1:]
         self._step += 1
-        more = boundaries(tokens, self._end_of_text, **self._boundaries)
-        return {"tokens": tokens, "mask": learnt[:, 1:].copy(), **more}
+        return self._with_boundaries(tokens, mask)
+
+    def _with_boundaries(self, tokens: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+        return {"tokens": tokens, "mask": mask, **boundaries(tokens, self._end_of_text, **self._boundaries)}
 
 
 @dataclasses.dataclass(frozen=True)

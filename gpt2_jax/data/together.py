@@ -10,7 +10,8 @@ from absl import logging
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.layout import Progress
-from gpt2_jax.data.prepare import prepare, subfolder, write_file
+from gpt2_jax.data.manifest import make_folder, write_file
+from gpt2_jax.data.prepare import prepare, subfolder
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.errors import InputError
 
@@ -47,10 +48,7 @@ def prepare_together(
 
 def _prepare_watched(config: DataConfig, directory: Path, progress: Progress) -> dict[str, Prepared]:
     """`prepare` with signs of life in a file, whose last one says what went wrong."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{directory} cannot be made ({error.strerror}); choose another workdir") from None
+    make_folder(directory)
     stop = threading.Event()
 
     def beat() -> None:

@@ -188,19 +188,45 @@ def encode_part(task: Task, write: Callable[[str, bytes], None]) -> dict[str, An
       those of the text that is learnt, in UTF-8.
     """
     counts: Counter = Counter()
-    writers = {split: _ShardWriter(task, split, write) for split in SPLITS}
-    pending: deque[tuple[str, int, bool]] = deque()
+    writer = PartWriter(task, write)
 
     def documents() -> Iterator[Document]:
         for split, document, ends in task.divided(counts):
-            pending.append((split, len(document.text.encode()), ends))
+            writer.expect(split, document, ends)
             yield document
 
     for encoded in task.encoding.encode(documents()):
-        split, size, ends = pending.popleft()
+        writer.add(encoded)
+    return writer.finish(counts)
+
+
+class PartWriter:
+    """The shards of a part, of whose documents each is told before it is encoded, and given after that."""
+
+    def __init__(self, task: Task, write: Callable[[str, bytes], None]):
+        self._writers = {split: _ShardWriter(task, split, write) for split in SPLITS}
+        self._expected: deque[tuple[str, int, bool]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Documents that were told and not yet given."""
+        return len(self._expected)
+
+    def expect(self, split: str, document: Document, ends: bool = True) -> None:
+        """Tells of the next document; see `Division.divide`."""
+        self._expected.append((split, len(document.text.encode()), ends))
+
+    def add(self, encoded: Encoded) -> None:
+        """Takes the tokens of the document that was told of first."""
+        split, size, ends = self._expected.popleft()
         written = slice(None if ends else -1)  # without end-of-text where the document goes on in the other split
-        writers[split].add(encoded.tokens[written], encoded.mask[written], size)
-    return {"counts": dict(sorted(counts.items())), "splits": {split: w.finish() for split, w in writers.items()}}
+        learnt = None if encoded.learnt is None else encoded.learnt[written]
+        self._writers[split].add(Encoded(encoded.tokens[written], learnt), size)
+
+    def finish(self, counts: Counter) -> dict[str, Any]:
+        """Writes what is left; returns what `encode_part` does."""
+        splits = {split: writer.finish() for split, writer in self._writers.items()}
+        return {"counts": dict(sorted(counts.items())), "splits": splits}
 
 
 class _ShardWriter:
@@ -215,25 +241,29 @@ class _ShardWriter:
             "documents": 0, "tokens": 0, "learnt": 0, "bytes": 0, "largest": -1, "shards": []
         }  # fmt: skip
 
-    def add(self, tokens: np.ndarray, learnt: np.ndarray, size: int) -> None:
-        entry = self.entry
+    def add(self, encoded: Encoded, size: int) -> None:
+        entry, tokens = self.entry, encoded.tokens
         entry["documents"] += 1
-        entry["learnt"] += int(learnt.sum())
+        entry["learnt"] += len(tokens) if encoded.learnt is None else int(encoded.learnt.sum())
         entry["bytes"] += size
         entry["largest"] = max(entry["largest"], int(tokens.max(initial=-1)))
         self.tokens.append(tokens.astype(self.task.dtype))
-        self.learnt.append(learnt)
+        if self.task.masked:
+            self.learnt.append(encoded.mask)
         self.waiting += len(tokens)
         if self.waiting >= self.task.tokens_per_shard:
             self._write_full()
 
     def _write_full(self) -> None:
-        tokens, learnt = np.concatenate(self.tokens), np.concatenate(self.learnt)
+        tokens, learnt = self._joined()
         size = self.task.tokens_per_shard
         full = len(tokens) // size * size
         for start in range(0, full, size):
             self._write(tokens[start : start + size], learnt[start : start + size])
         self.tokens, self.learnt, self.waiting = [tokens[full:]], [learnt[full:]], len(tokens) - full
+
+    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.concatenate(self.tokens), np.concatenate(self.learnt) if self.learnt else np.empty(0, bool)
 
     def _write(self, tokens: np.ndarray, learnt: np.ndarray) -> None:
         shards = self.entry["shards"]
@@ -250,5 +280,5 @@ class _ShardWriter:
 
     def finish(self) -> dict[str, Any]:
         if self.waiting:
-            self._write(np.concatenate(self.tokens), np.concatenate(self.learnt))
+            self._write(*self._joined())
         return self.entry

@@ -2,7 +2,7 @@
 
 `<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key),
 `config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on streamed text a
-fifth, `stream` (JSON), says where the next batch comes from.
+fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`).
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
@@ -25,7 +24,8 @@ from gpt2_jax.training.step import TrainState
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
 FREE = ("model.dtype", "model.remat", "model.scan_unroll", "training.loss_chunks", "training.accumulation_steps",
         "training.steps", "training.log_every", "training.sample_", "optimizer.", "evaluation.", "checkpoint.",
-        "mesh.", "data.retries", "data.encoder", "data.workers", "data.prepared")  # fmt: skip
+        "mesh.", "data.retries", "data.encoder", "data.workers", "data.prepared",
+        "data.fill_prepared", "data.accept_changes")  # fmt: skip
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
 
@@ -99,9 +99,9 @@ class Checkpoints:
         config: dict[str, Any],
         tokenizer: str,
         val_loss: float | None,
-        position: np.ndarray | None = None,
+        stream: dict[str, Any] | None = None,
     ) -> None:
-        """Starts to write the whole state, and the position of a stream; returns once it is safe to change it.
+        """Starts to write the whole state, and where a stream is; returns once it is safe to change it.
 
         Raises:
           InputError: this save or the one before failed (a full disk); the older checkpoints are untouched.
@@ -109,9 +109,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps:
             return
-        stream = {} if position is None else {"stream": ocp.args.JsonSave({"position": position.tolist()})}
         items = ocp.args.Composite(
-            **stream,
+            **({} if stream is None else {"stream": ocp.args.JsonSave(stream)}),
             model=ocp.args.StandardSave(state.model),
             training=ocp.args.StandardSave(_all_but_model(state)),
             config=ocp.args.JsonSave(config),
@@ -132,10 +131,9 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         return restored.config, restored.tokenizer["tokenizer.json"]
 
-    def read_position(self, step: int) -> np.ndarray:
-        """Where the next batch of a stream comes from, int64 [readers, sources, 6]."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(stream=ocp.args.JsonRestore()))
-        return np.array(restored.stream["position"], np.int64)
+    def read_stream(self, step: int) -> dict[str, Any]:
+        """Where a stream was at that step, see `Corpus.saved`."""
+        return self._manager.restore(step, args=ocp.args.Composite(stream=ocp.args.JsonRestore())).stream
 
     def restore_model(self, step: int, abstract: GPT2) -> GPT2:
         """The parameters alone, into the shapes and shardings of `abstract`."""

@@ -1,11 +1,20 @@
-"""Ctrl-C and SIGTERM: finish the step, save, and stop."""
+"""What ends a run early: ctrl-C and SIGTERM finish the step and save; so does a source of text that is gone.
+
+What one process of several learns, all have to act on at the same step, or the others wait for it forever.
+"""
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
+
+SOURCE_GONE = 255  # beside the numbers of signals
 
 
 class Stop:
@@ -31,3 +40,43 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Agreement:
+    """The step after which all processes of a run stop: the least that one of them wants.
+
+    What they want before step n they know of each other before step n + 1, by a maximum over all devices that runs
+    before step n does: nobody waits for it.
+
+    Args:
+      mesh: all devices of the run.
+      wants: `wants(step, notice)` is this process's own (last step, cause), where `notice` steps after `step` are done
+        in any case; the cause is 0, a signal, or SOURCE_GONE.
+
+    Attributes:
+      cause: of the end, as far as it is known.
+    """
+
+    def __init__(self, mesh: Mesh, wants: Callable[[int, int], tuple[int, int]]):
+        self.cause = 0
+        self._mesh, self._wants = mesh, wants
+        self._told: jax.Array | None = None
+        self._most = jax.jit(lambda wanted: wanted.max(0), out_shardings=NamedSharding(mesh, P()))
+
+    def last_step(self, step: int) -> int:
+        """The last step of the run, as far as it is known when `step` are done; all processes call it alike."""
+        if jax.process_count() == 1:
+            last, self.cause = self._wants(step, 0)
+            return last
+        if self._told is None:  # the first time: nothing runs yet
+            self._told = self._tell(step)
+        least, self.cause = np.asarray(self._told).tolist()
+        if step < -least:
+            self._told = self._tell(step)
+        return -least
+
+    def _tell(self, step: int) -> jax.Array:
+        last, cause = self._wants(step, 1)
+        own = np.array([[-last, cause]], np.int32)
+        everyone = NamedSharding(self._mesh, P(self._mesh.axis_names))
+        return self._most(jax.make_array_from_callback((self._mesh.size, 2), everyone, lambda _: own))

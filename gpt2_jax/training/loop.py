@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import jax
 from absl import logging
 from clu import parameter_overview
 from clu.metric_writers import MetricWriter
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -21,13 +20,14 @@ from gpt2_jax.analysis import plots
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
 from gpt2_jax.data.corpus import Batches, Corpus, open_corpus
+from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
 from gpt2_jax.training import metrics
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
-from gpt2_jax.training.interruption import stop_signals
+from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
 from gpt2_jax.training.memory import keep_freed_memory
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
 from gpt2_jax.training.step import TrainState, eval_step, init_state, make_train_step
@@ -83,32 +83,35 @@ def run_steps(run: "Run", workdir: Path) -> Outcome:
         batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
         meter = metrics.Meter(config, num_parameters(state.model), run.mesh)
         bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=None, dynamic_ncols=True)
+
+        def wants(step: int, notice: int) -> tuple[int, int]:
+            if stop.signal is not None:
+                return step + notice, stop.signal
+            left = meter.waiting(lambda: batches.remaining(notice + 1))
+            if left is None or step + left >= config.training.steps:
+                return config.training.steps, 0
+            return step + left, SOURCE_GONE
+
+        agreement = Agreement(run.mesh, wants)
         # At step 0 everything is measured again, that of step 0 included.
         with metrics.open_writer(workdir, from_step=first or -1) as writer, bar:
             val_loss, previous = None, None
-            if first == 0:
+            last = agreement.last_step(step)
+            if first == 0 < last:
                 run.validate(state, writer)
                 run.show_sample(state, writer)
             meter.restart()
-            while step < config.training.steps and stop.signal is None:
-                try:
-                    batch = meter.waiting(lambda: next(batches))
-                except InputError:  # a stream's source is gone: what was learnt from it is kept
-                    if previous is not None:
-                        report(step, previous, config, meter, writer, bar)
-                        run.save(state, checkpoints, None, batches)
-                        checkpoints.wait()
-                    raise
-                batch = global_batch(batch, run.mesh)
+            while step < last:
+                batch = global_batch(meter.waiting(lambda: next(batches)), run.mesh)
                 state, current = run.train_step(state, batch)
                 if previous is not None:  # fetched while the step just dispatched runs
                     report(step, previous, config, meter, writer, bar)
                 step, previous = step + 1, current
 
-                last = step == config.training.steps
-                saves = last or due(step, config.checkpoint.every)
+                ends = step == config.training.steps
+                saves = ends or due(step, config.checkpoint.every)
                 validates = saves or due(step, config.evaluation.every)
-                samples = last or due(step, config.training.sample_every)
+                samples = ends or due(step, config.training.sample_every)
                 if validates or samples:
                     report(step, previous, config, meter, writer, bar)  # before: nothing that is not finite is saved
                     previous = None
@@ -118,14 +121,23 @@ def run_steps(run: "Run", workdir: Path) -> Outcome:
                     if samples:
                         run.show_sample(state, writer)
                     meter.restart()
-            if stop.signal is not None:
+                last = agreement.last_step(step)
+            if last < config.training.steps and (step > first or agreement.cause != SOURCE_GONE):
                 if previous is not None:
                     report(step, previous, config, meter, writer, bar)
                 run.save(state, checkpoints, None, batches)
             checkpoints.wait()
+            run.tell_of(batches.counts)
+            if agreement.cause == SOURCE_GONE:
+                if batches.remaining(1) == 0:
+                    next(batches)  # raises what is wrong with the source
+                raise InputError(
+                    f"stopped after step {step} because another process of the run can read its text no more; its log "
+                    "says why"
+                )
     if jax.process_index() == 0:
         plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
-    return Outcome(step, stop.signal, val_loss)
+    return Outcome(step, agreement.cause or None, val_loss)
 
 
 def due(step: int, every: int) -> bool:
@@ -241,10 +253,8 @@ class Run:
 
     def batches(self, step: int, checkpoints: Checkpoints) -> Batches:
         """This process's rows of the training batches, from `step` on."""
-        saved = (
-            checkpoints.read_position(step) if self.config.data.road == "stream" and step in checkpoints.steps else None
-        )
-        return self.corpus.batches(step, saved)
+        streamed = self.config.data.road == "stream" and step in checkpoints.steps
+        return self.corpus.batches(step, checkpoints.read_stream(step) if streamed else None)
 
     def validate(self, state: TrainState, writer: MetricWriter) -> float:
         """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
@@ -315,10 +325,15 @@ class Run:
 
     def save(self, state: TrainState, checkpoints: Checkpoints, val_loss: float | None, batches: Batches) -> None:
         """Starts a checkpoint; one without a validation loss is never the best."""
-        position = batches.position
-        if position is not None and jax.process_count() > 1:
-            position = multihost_utils.process_allgather(position, tiled=True)
-        checkpoints.save(state, self.config.to_dict(), self.corpus.tokenizer.to_json(), val_loss, position)
+        stream = self.corpus.saved(batches)
+        checkpoints.save(state, self.config.to_dict(), self.corpus.tokenizer.to_json(), val_loss, stream)
+
+    def tell_of(self, counts: Mapping[str, int]) -> None:
+        """Says how many documents were read for this process's batches and how many left out, if any were."""
+        if counts:
+            where = f" in process 0 of {jax.process_count()}" if jax.process_count() > 1 else ""
+            left_out = left_out_of(counts) or "none"
+            self.say(f"documents read since the start{where}: {counts.get('kept', 0):,} kept; left out: {left_out}")
 
     def describe(self, model: GPT2) -> None:
         """Logs what is about to run: parameters, data, devices."""

@@ -9,6 +9,7 @@ pytest.importorskip("apache_beam", reason="Apache Beam is not installed")
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data import prepare as local
 from gpt2_jax.data import sources
+from gpt2_jax.data.layout import lay_out
 from gpt2_jax.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("default:::apache_beam", "default:::google", "ignore::ResourceWarning")
@@ -25,7 +26,7 @@ def config(tmp_path, monkeypatch):
 
 
 def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
 
 
 def prepare(config, out, **options):
@@ -60,7 +61,7 @@ def test_a_pipeline_that_failed_goes_on_after_its_finished_parts(config, tmp_pat
     local.prepare(config, tmp_path / "local", progress=lambda _: None)
     corpus = tmp_path / "poems.jsonl"
     lines, stat = corpus.read_text(), corpus.stat()
-    layout = local.lay_out(config, sources.open_source(config), map, lambda _: None)
+    layout = lay_out(config, sources.open_source(config), map, lambda _: None)
     tokenizer = local.shared_tokenizer(config, {"files": layout}, lambda _: None)
     folder = str(tmp_path / "out")
     run = lambda options=(): beam._prepare_source(config, layout, tokenizer, folder, options, lambda _: None)

@@ -18,7 +18,7 @@ from gpt2_jax.config import DataConfig
 from gpt2_jax.data import prepare as preparing
 from gpt2_jax.data import sources, tokenize
 from gpt2_jax.data.documents import Document
-from gpt2_jax.data.prepare import lay_out
+from gpt2_jax.data.layout import lay_out
 from gpt2_jax.data.prepared import Prepared, load_prepared
 from gpt2_jax.data.tokenize import Division, document_hash
 from gpt2_jax.errors import InputError
@@ -63,7 +63,7 @@ def tokens(prepared, split) -> list[int]:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
 
 
 def divide(config, source) -> Division:
@@ -204,7 +204,7 @@ def test_long_documents_are_encoded_in_pieces(story, tmp_path, monkeypatch):
 def test_done_once(poems, tmp_path, monkeypatch):
     prepare(poems, tmp_path / "out")
     before, said = contents(tmp_path / "out"), []
-    monkeypatch.setattr(preparing, "_begin", None)
+    monkeypatch.setattr(preparing, "begin", None)
     again = prepare(poems, tmp_path / "out", progress=said.append)
     assert contents(tmp_path / "out") == before
     assert again.count("train") == load_prepared(tmp_path / "out").count("train")
