@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,6 +20,7 @@ from gpt2_jax.data import prepare as preparing
 from gpt2_jax.data import sources, tokenize
 from gpt2_jax.data.documents import Document
 from gpt2_jax.data.layout import lay_out
+from gpt2_jax.data.manifest import locked
 from gpt2_jax.data.prepared import Prepared, load_prepared
 from gpt2_jax.data.tokenize import Division, document_hash
 from gpt2_jax.errors import InputError
@@ -340,6 +342,7 @@ try:
 except ValueError as error:
     print(error)
 import sys
+import threading
 import time
 print("tensorflow" in sys.modules)
 """
@@ -447,6 +450,7 @@ def test_workers_change_no_byte(poems, tmp_path, workers):
 
 PREPARE = """
 import sys
+import threading
 import time
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data import sources
@@ -641,3 +645,26 @@ def test_the_script_prepares_and_explains(tmp_path, pytestconfig):
     wrong = run("--paths=nowhere.txt", f"--out={tmp_path / 'other'}")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: data.paths: 'nowhere.txt' matches no .txt")
     assert len(wrong.stderr.splitlines()) == 1
+
+
+def test_two_that_prepare_the_same_folder(poems, tmp_path):
+    """The second waits, and finds the tokens done; one whose holder died goes on."""
+    said, done = [], threading.Event()
+
+    def second():
+        prepare(poems, tmp_path / "out", progress=said.append)
+        done.set()
+
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", lambda _: None) as waited:
+        assert not waited
+        thread = threading.Thread(target=second)
+        thread.start()
+        while not said:
+            time.sleep(0.01)
+        assert said == [f"another process writes tokens to {tmp_path / 'out'}: waiting for it"]
+        assert not done.wait(0.7)
+    thread.join(60)
+    assert done.is_set()
+    prepare(poems, tmp_path / "alone")
+    assert contents(tmp_path / "out") == contents(tmp_path / "alone")

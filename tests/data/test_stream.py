@@ -217,9 +217,26 @@ def test_a_source_that_fails_gives_what_it_had_and_then_its_error():
     source = Source("files", DataConfig(), (Failing(tuple(texts_of(800))),))
     batches = StreamedBatches(stream(source))
     given = 0
-    with pytest.raises(InputError, match="the source is gone"):
-        for _ in range(1000):
+    while (left := batches.remaining(3)) is None:
+        next(batches)
+        given += 1
+    assert given > 0 and left == 2
+    assert batches.remaining(2) is None and batches.remaining(10) == 2
+    take(batches, 2)
+    assert batches.remaining(1) == 0
+    position = batches.position
+    for _ in range(2):
+        with pytest.raises(InputError, match="the source is gone"):
             next(batches)
-            given += 1
-    assert given > 0
+    np.testing.assert_array_equal(batches.position, position)
+    assert 0 < batches.counts["kept"] <= 800
     batches.close()
+
+
+@pytest.mark.parametrize("parts", [4, 1])
+def test_it_counts_what_it_read(parts):
+    """Of one part, which all four readers read, too, each document once an epoch; what was read ahead counts."""
+    batches = stream(source_of(texts_of(40), parts), batch_size=4)
+    while batches.position[..., 0].min() < 6:
+        next(batches)
+    assert 6 * 40 <= batches.counts["kept"] <= 9 * 40

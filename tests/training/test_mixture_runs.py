@@ -3,15 +3,13 @@
 import functools
 import hashlib
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from processes import join, run_together
 
 from gpt2_jax import InputError
 from gpt2_jax.config import DataConfig
@@ -135,23 +133,8 @@ def test_nothing_learnt_in_the_validation_windows(corpora, tmp_path, monkeypatch
 
 
 def test_two_processes_train_on_the_batches_of_one(corpora, alone, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }
-    command = [sys.executable, __file__, address, str(corpora), str(tmp_path)]
-    processes = [
-        subprocess.Popen([*command, str(i)], env=environment, stderr=subprocess.PIPE, text=True) for i in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
+    (tmp_path / "corpora").symlink_to(corpora)
+    run_together(__file__, 2, tmp_path)
     shared = [json.loads((tmp_path / f"seen-{i}.json").read_text()) for i in range(2)]
     assert len(shared[0]) == len(shared[1]) and sorted(shared[0] + shared[1]) == sorted(alone)
     got, wanted = losses(tmp_path / "run"), losses(corpora / "alone")
@@ -159,16 +142,13 @@ def test_two_processes_train_on_the_batches_of_one(corpora, alone, tmp_path):
     np.testing.assert_allclose(list(got.values()), [wanted[key] for key in got], rtol=1e-6)
 
 
-def one_of_two(address: str, corpora: str, folder: str, index: str) -> None:
-    """What each of two processes with a device does."""
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 1)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(address, 2, int(index))
+def one_process(address: str, count: str, index: str, folder: str) -> None:
+    """What each of several processes does."""
+    join(address, count, index)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        seen = run(Path(corpora), Path(folder) / "run", monkeypatch)
+        seen = run(Path(folder) / "corpora", Path(folder) / "run", monkeypatch)
     (Path(folder) / f"seen-{index}.json").write_text(json.dumps(seen))
 
 
 if __name__ == "__main__":
-    one_of_two(*sys.argv[1:])
+    one_process(*sys.argv[1:])
