@@ -1,5 +1,8 @@
 """The one exception this package raises for what a person typed or a file holds."""
 
+import difflib
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input: the message says in one line what was wrong, the value, what is allowed and what to do.
@@ -11,3 +14,15 @@ class InputError(ValueError):
 def one_line(error: Exception) -> str:
     """What another library's error says, in one line."""
     return " ".join(str(error).split())
+
+
+def check(ok: bool, option: str, value: Any, allowed: str) -> None:
+    """Raises `InputError` naming the option, its value and what is allowed, unless `ok`."""
+    if not ok:
+        raise InputError(f"{option} is {value!r}; it must be {allowed}")
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """The end of an error about an unknown `name`: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"

@@ -89,8 +89,13 @@ class Tokenizer:
         """
         if not allow_special:
             return self.encode_batch([text])[0]
-        parts = [part for part in self._special_pattern.split(text) if part]
-        return [i for part in parts for i in ([self._special[part]] if part in self._special else self.encode(part))]
+        return [
+            i for part in self.split_special(text) for i in ([part] if isinstance(part, int) else self.encode(part))
+        ]
+
+    def split_special(self, text: str) -> list[str | int]:
+        """The special tokens that `text` spells, as ids, and the text between them."""
+        return [self._special.get(part, part) for part in self._special_pattern.split(text) if part]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""

@@ -18,7 +18,8 @@ from typing import get_args, get_type_hints
 from absl import app, flags, logging
 
 from gpt2_jax import InputError
-from gpt2_jax.config import DataConfig, meanings
+from gpt2_jax.config import meanings
+from gpt2_jax.data.options import DataConfig
 
 OUT = flags.DEFINE_string("out", None, "Folder for the tokens; made if absent.")
 BEAM = flags.DEFINE_string(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from gpt2_jax.config import DataConfig
+from gpt2_jax.data.options import DataConfig
 
 Row = tuple[int, dict[str, Any]]  # the row to go on from, and the row's fields, strings as bytes
 _TITLE = re.compile(rb" = [^=](?:.*[^=])? = \n?")

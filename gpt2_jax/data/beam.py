@@ -18,10 +18,10 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data import prepare as local
 from gpt2_jax.data.layout import Layout, Progress, lay_out
 from gpt2_jax.data.manifest import as_json, manifest_of, new_record, part_record, summary
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenize import Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool

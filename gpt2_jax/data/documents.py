@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data.filters import clean
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, one_line
 
 PARQUET_ROWS = 256

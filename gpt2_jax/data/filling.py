@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data.documents import Document
 from gpt2_jax.data.layout import Layout, Progress
 from gpt2_jax.data.manifest import (
@@ -24,6 +23,7 @@ from gpt2_jax.data.manifest import (
     unfinished,
     write_file,
 )
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.prepare import encoding_of, finished, subfolder
 from gpt2_jax.data.sources import Source
 from gpt2_jax.data.tokenize import Encoded, PartWriter, Task

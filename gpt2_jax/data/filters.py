@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from gpt2_jax.config import DataConfig
+from gpt2_jax.data.options import DataConfig
 
 _GUTENBERG_START = re.compile(
     r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG E(?:BOOK|TEXT).*?\*\*\*[^\S\n]*\n", re.M | re.S

@@ -13,9 +13,9 @@ from typing import Any
 
 from absl import logging
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data.assemblers import ASSEMBLERS, Row
 from gpt2_jax.data.documents import Document, check_key, check_string, document_of, kept, records, some
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, one_line
 
 STALL_SECONDS = 120  # without a row, after which a source counts as failed

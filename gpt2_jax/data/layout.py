@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data.documents import Part
 from gpt2_jax.data.hub import HubShard
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.sources import Source, nothing_kept
 from gpt2_jax.data.tokenize import Division, Encoding, Task, document_hash
 from gpt2_jax.errors import InputError

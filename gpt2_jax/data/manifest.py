@@ -16,9 +16,9 @@ from typing import Any
 
 import filelock
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.data.layout import Layout, Progress
+from gpt2_jax.data.options import DataConfig, with_defaults
 from gpt2_jax.data.prepared import FORMAT
 from gpt2_jax.data.sources import Source, nothing_kept
 from gpt2_jax.data.tokenize import SPLITS
@@ -36,8 +36,17 @@ FREE = frozenset(
 
 def options_of(config: DataConfig, name: str) -> dict[str, Any]:
     """What decides the tokens of a source."""
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE}
-    return {"source": name, **options}
+    return {"source": name, **_deciding(dataclasses.asdict(config))}
+
+
+def options_in(record: dict[str, Any]) -> dict[str, Any]:
+    """The same of a record or manifest; options that its version did not know have their defaults."""
+    options = record["options"]
+    return {"source": options["source"], **_deciding(with_defaults(options))}
+
+
+def _deciding(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in FREE}
 
 
 def new_record(config: DataConfig, layout: Layout, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -76,8 +85,9 @@ def unfinished(folder: Path, config: DataConfig, source: Source, progress: Progr
             continue
     else:
         return None
-    wanted = {"format": FORMAT, "options": options_of(config, source.name), "fingerprint": source.fingerprint()}
-    if any(record.get(key) != value for key, value in wanted.items()):
+    wanted = {"format": FORMAT, "fingerprint": source.fingerprint()}
+    same = all(record.get(key) == value for key, value in wanted.items())
+    if not same or options_in(record) != options_of(config, source.name):
         progress(f"{folder} holds unfinished tokens of other options or another corpus: starting over")
         return None
     if "splits" not in record:

@@ -6,32 +6,34 @@ ends with the same bytes as one that is not, whatever the number of workers.
 """
 
 import functools
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data.layout import Layout, Progress, lay_out
 from gpt2_jax.data.manifest import (
     begin,
     locked,
     make_folder,
     manifest_of,
+    options_in,
     options_of,
     save,
     summary,
     unfinished,
     write_file,
 )
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.prepared import Prepared, hashes, load_prepared, redo, sha256_of, shards_of
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import Tokenizer, load, train_bpe, train_characters
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, load, train_bpe, train_characters
 
 
 def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = logging.info) -> dict[str, Prepared]:
@@ -47,7 +49,7 @@ def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = l
 
     Raises:
       InputError: a bad corpus or tokenizer, a split left empty, a full disk, or a folder that holds the tokens of
-        another corpus or of other options.
+        another corpus or of other options, or damaged ones.
     """
     directory = Path(directory)
     folders = {name: directory / subfolder(config, name) for name in config.weights}
@@ -77,7 +79,10 @@ def _prepare(config: DataConfig, folders: dict[str, Path], progress: Progress) -
         for name in todo:
             record = records[name] or begin(folders[name], config, layouts[name], tokenizer)
             _finish(folders[name], config, layouts[name], tokenizer, record, run, progress)
-    return {name: load_prepared(folder) for name, folder in folders.items()}
+    found = {name: load_prepared(folder) for name, folder in folders.items()}
+    for prepared in found.values():
+        prepared.verify(changed_only=True, progress=progress)
+    return found
 
 
 def subfolder(config: DataConfig, name: str) -> str:
@@ -92,12 +97,16 @@ def control_code(name: str) -> str:
 
 def shared_tokenizer(config: DataConfig, layouts: dict[str, Layout], progress: Progress) -> Tokenizer:
     """The tokenizer of all corpora, trained on the training texts if it has to be."""
+
+    def texts(splits: Sequence[str]) -> Iterator[str]:
+        for text in itertools.chain.from_iterable(layout.texts(config, splits) for layout in layouts.values()):
+            yield from text.split(END_OF_TEXT) if config.allow_special else [text]
+
     if config.tokenizer == "bpe":
         progress(f"training a byte-level BPE of {config.vocab_size} entries")
-        texts = (text for layout in layouts.values() for text in layout.texts(config, ("train",)))
-        tokenizer = train_bpe(texts, config.vocab_size)
+        tokenizer = train_bpe(texts(("train",)), config.vocab_size)
     elif config.tokenizer == "characters":
-        tokenizer = train_characters(t for layout in layouts.values() for t in layout.texts(config, SPLITS))
+        tokenizer = train_characters(texts(SPLITS))
     else:
         tokenizer = load(config.tokenizer)
     return with_control_codes(config, tokenizer)
@@ -111,7 +120,7 @@ def with_control_codes(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
 def encoding_of(config: DataConfig, name: str, tokenizer: Tokenizer) -> Encoding:
     """How the documents of a source become tokens."""
     control = tokenizer.encode(control_code(name), allow_special=True)[0] if config.control_codes else None
-    return Encoding(tokenizer.to_json(), config.encoder, control)
+    return Encoding(tokenizer.to_json(), config.encoder, control, config.allow_special)
 
 
 def _resume(folder: Path, config: DataConfig, source: Source, progress: Progress) -> dict[str, Any] | None:
@@ -166,14 +175,13 @@ def finished(config: DataConfig, name: str, folder: Path, progress: Progress) ->
     """What `folder` holds, if it is finished.
 
     Raises:
-      InputError: it is of another corpus or of other options. A corpus that is gone from here counts as the same.
+      InputError: it is damaged, of another corpus or of other options. A corpus that is gone from here counts as the
+        same.
     """
     if not (folder / "manifest.json").exists():
         return None
     prepared = load_prepared(folder)
-    before, now = prepared.manifest["options"], options_of(config, name)
-    if prepared.manifest["format"] == 1:  # had fewer options, and one default of another name
-        now = {key: value for key, value in now.items() if key in before} | {"text_key": config.text_key or "text"}
+    before, now = options_in(prepared.manifest), options_of(config, name)
     changed = [f"data.{k} was {before.get(k)!r} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
     if not changed:
         try:
@@ -186,6 +194,7 @@ def finished(config: DataConfig, name: str, folder: Path, progress: Progress) ->
         changed += [] if same else [f"the tokenizer at {config.tokenizer} changed"]
     if changed:
         raise InputError(f"{folder} holds tokens of another corpus: {'; '.join(changed)}; {redo(folder)}")
+    prepared.verify(changed_only=True, progress=progress)
     (folder / "progress.json").unlink(missing_ok=True)
     progress(f"{folder} holds the tokens already: {summary(prepared.manifest)}")
     return prepared

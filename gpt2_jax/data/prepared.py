@@ -2,22 +2,26 @@
 
 A folder holds `train-00000-00000.bin ...`, `validation-...` (little-endian uint16, or uint32 for more than 65,536
 entries), of a corpus with prompts as many `.mask` files (a bit a token, 1 where it is learnt), `tokenizer.json` and
-`manifest.json`. Format 1 had one number in the names, no masks and no counts of what was left out; it still opens.
+`manifest.json`; `.verified.json` notes which files were found intact, and when they were written. Format 1 had one
+number in the names, no masks and no counts of what was left out; it still opens.
 """
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from gpt2_jax.data.tokenize import SPLITS
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import Tokenizer, load
 
 FORMAT = 2
+VERIFIED = ".verified.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +59,40 @@ class Prepared:
         entry = self._split(split)
         return entry["bytes"] / entry.get("learnt", entry["tokens"])
 
-    def verify(self) -> None:
-        """Reads every file once.
+    def verify(self, *, changed_only: bool = False, progress: Callable[[str], None] = logging.info) -> None:
+        """Reads every file once, or only those that were written since the last time, here or by a copy.
 
         Raises:
           InputError: a shard or the tokenizer is not what was written.
         """
+        wanted = {}
         for file, sha256 in hashes(self.manifest):
+            stat = (self.directory / file).stat()
+            wanted[file] = [sha256, stat.st_size, stat.st_mtime_ns]
+        before = self._verified() if changed_only else {}
+        unread = [file for file, note in wanted.items() if before.get(file) != note]
+        if (size := sum(wanted[file][1] for file in unread)) > 1e9:
+            progress(f"{self.directory}: verifying {size / 1e9:.1f} GB")
+        for file in unread:
+            sha256 = wanted[file][0]
             if sha256_of(self.directory / file) != sha256:
                 raise InputError(
                     f"{self.directory / file} is corrupted: its sha256 is not {sha256}; {redo(self.directory)}"
                 )
+        if unread:
+            self._note_verified(wanted)
+
+    def _verified(self) -> dict[str, list]:
+        try:
+            return json.loads((self.directory / VERIFIED).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # never, or while it was written
+            return {}
+
+    def _note_verified(self, files: dict[str, list]) -> None:
+        try:
+            (self.directory / VERIFIED).write_text(json.dumps(files), encoding="utf-8")
+        except OSError as error:  # of a folder that others own: the next run reads the files once more
+            logging.info("%s cannot be written (%s)", self.directory / VERIFIED, error.strerror)
 
     def _split(self, name: str) -> dict[str, Any]:
         if name not in SPLITS:

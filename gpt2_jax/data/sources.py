@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from gpt2_jax.config import DataConfig, suggest
 from gpt2_jax.data.documents import (
     Document,
     JsonLines,
@@ -26,7 +25,8 @@ from gpt2_jax.data.documents import (
     some,
 )
 from gpt2_jax.data.hub import Dataset, HubShard, hub_parts, local_files
-from gpt2_jax.errors import InputError
+from gpt2_jax.data.options import DataConfig
+from gpt2_jax.errors import InputError, suggest
 from gpt2_jax.tokenizer import HUB_ID
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")

@@ -373,7 +373,7 @@ class HeldOut:
         def documents() -> Iterator[Document]:
             for document in source.documents():
                 if division.validates(document):
-                    sizes.append(len(document.text.encode()))
+                    sizes.append(encoding.size(document))
                     yield document
 
         found, masks, size, count = [], [], 0, 0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from absl import logging
 
-from gpt2_jax.config import DataConfig
 from gpt2_jax.data.layout import Progress
 from gpt2_jax.data.manifest import make_folder, write_file
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.prepare import prepare, subfolder
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.errors import InputError

@@ -45,11 +45,13 @@ class Encoding:
       tokenizer: the text of a tokenizer.json.
       encoder: "tokenizers", or "tiktoken" with the same ids.
       control: the id that begins each document, or None.
+      allow_special: take the special tokens that a text spells for these tokens.
     """
 
     tokenizer: str
     encoder: Literal["tokenizers", "tiktoken"] = "tokenizers"
     control: int | None = None
+    allow_special: bool = False
 
     def encode(self, documents: Iterable[Document], batch_characters: int | None = None) -> Iterator[Encoded]:
         """The tokens of each document in turn; encoded in batches of so many characters, on all cores."""
@@ -66,27 +68,42 @@ class Encoding:
 
     @property
     def end_of_text(self) -> int:
-        return _encoder(self.tokenizer, self.encoder)[1]
+        return _encoder(self.tokenizer, self.encoder)[0].end_of_text
+
+    def size(self, document: Document) -> int:
+        """UTF-8 bytes of what is learnt of a document; special tokens have none."""
+        if not self.allow_special:
+            return len(document.text.encode())
+        return sum(len(piece.encode()) for piece in self._pieces(document.text) if isinstance(piece, str))
 
     def _encode_batch(self, batch: list[Document]) -> Iterator[Encoded]:
-        encode, end = _encoder(self.tokenizer, self.encoder)
-        cut = [[list(pieces(text)) if text else [] for text in (document.prompt, document.text)] for document in batch]
-        ids = iter(encode([piece for prompt, text in cut for piece in (*prompt, *text)]))
+        tokenizer, encode = _encoder(self.tokenizer, self.encoder)
+        cut = [[self._pieces(text) for text in (document.prompt, document.text)] for document in batch]
+        texts = [piece for prompt, text in cut for piece in (*prompt, *text) if isinstance(piece, str)]
+        encoded = iter(encode(texts))
         before = [] if self.control is None else [[self.control]]
         for prompt, text in cut:
-            first = [*before, *(next(ids) for _ in prompt)]
-            tokens = np.concatenate([*first, *(next(ids) for _ in text), [end]], dtype=np.int32, casting="unsafe")
-            learnt = None
-            if prompt:
-                learnt = np.arange(len(tokens)) >= sum(map(len, first))
+            ids = [next(encoded) if isinstance(piece, str) else [piece] for piece in (*prompt, *text)]
+            first = [*before, *ids[: len(prompt)]]
+            tokens = np.concatenate(
+                [*first, *ids[len(prompt) :], [tokenizer.end_of_text]], dtype=np.int32, casting="unsafe"
+            )
+            learnt = np.arange(len(tokens)) >= sum(map(len, first)) if prompt else None
             yield Encoded(tokens, learnt)
+
+    def _pieces(self, text: str) -> list[str | int]:
+        """What is encoded apart: pieces of the text, and ids of special tokens."""
+        parts = [text] if text else []
+        if self.allow_special:
+            parts = _encoder(self.tokenizer, self.encoder)[0].split_special(text)
+        return [piece for part in parts for piece in (pieces(part) if isinstance(part, str) else [part])]
 
 
 @functools.lru_cache(maxsize=4)
-def _encoder(tokenizer: str, encoder: str) -> tuple[Callable[[list[str]], list[Sequence[int] | np.ndarray]], int]:
-    """What encodes a batch, and end-of-text's id."""
+def _encoder(tokenizer: str, encoder: str) -> tuple[Tokenizer, Callable[[list[str]], list[Sequence[int] | np.ndarray]]]:
+    """The tokenizer, and what encodes a batch of texts by it."""
     loaded = Tokenizer.from_json(tokenizer)
-    return (loaded.tiktoken() if encoder == "tiktoken" else loaded.encode_batch), loaded.end_of_text
+    return loaded, loaded.tiktoken() if encoder == "tiktoken" else loaded.encode_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +221,7 @@ class PartWriter:
     """The shards of a part, of whose documents each is told before it is encoded, and given after that."""
 
     def __init__(self, task: Task, write: Callable[[str, bytes], None]):
+        self._encoding = task.encoding
         self._writers = {split: _ShardWriter(task, split, write) for split in SPLITS}
         self._expected: deque[tuple[str, int, bool]] = deque()
 
@@ -214,7 +232,7 @@ class PartWriter:
 
     def expect(self, split: str, document: Document, ends: bool = True) -> None:
         """Tells of the next document; see `Division.divide`."""
-        self._expected.append((split, len(document.text.encode()), ends))
+        self._expected.append((split, self._encoding.size(document), ends))
 
     def add(self, encoded: Encoded) -> None:
         """Takes the tokens of the document that was told of first."""

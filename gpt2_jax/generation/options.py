@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from gpt2_jax.config import suggest
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, suggest
 
 TokenIds = Sequence[int]
 Phrase = str | TokenIds

@@ -5,7 +5,6 @@
 fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`).
 """
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gpt2_jax.config import CheckpointConfig, DataConfig
+from gpt2_jax.config import CheckpointConfig
+from gpt2_jax.data.options import with_defaults
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2
 from gpt2_jax.training.step import TrainState
@@ -173,9 +173,7 @@ def _all_but_model(state: TrainState) -> dict[str, Any]:
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What a resumed run may not change, as "model.n_layer (4 there, 6 here)"; both are `Config.to_dict()`."""
     flat = lambda config: {f"{group}.{k}": v for group, options in config.items() for k, v in options.items()}
-    if "road" not in saved["data"]:  # of an earlier version: what it did not know has its default
-        key = "" if saved["data"]["text_key"] == "text" else saved["data"]["text_key"]
-        saved = saved | {"data": dataclasses.asdict(DataConfig()) | saved["data"] | {"text_key": key}}
+    saved = saved | {"data": with_defaults(saved["data"])}
     old, new = flat(saved), flat(wanted)
     return [
         f"{name} ({old.get(name)!r} there, {new.get(name)!r} here)"

@@ -26,7 +26,7 @@ def config(tmp_path, monkeypatch):
 
 
 def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name[0] != "."}
 
 
 def prepare(config, out, **options):

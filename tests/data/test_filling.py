@@ -78,7 +78,7 @@ def prepared_by(config, directory):
 
 
 def contents(directory):
-    return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.name != ".lock"}
+    return {p.relative_to(directory): p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.name[0] != "."}
 
 
 def records(directory):

@@ -21,7 +21,7 @@ from gpt2_jax.data import sources, tokenize
 from gpt2_jax.data.documents import Document
 from gpt2_jax.data.layout import lay_out
 from gpt2_jax.data.manifest import locked
-from gpt2_jax.data.prepared import Prepared, load_prepared
+from gpt2_jax.data.prepared import Prepared, load_prepared, sha256_of
 from gpt2_jax.data.tokenize import Division, document_hash
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import train_bpe
@@ -65,7 +65,7 @@ def tokens(prepared, split) -> list[int]:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != ".lock"}
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name[0] != "."}
 
 
 def divide(config, source) -> Division:
@@ -398,6 +398,8 @@ def test_damaged_folders(poems, tmp_path):
     shard.write_bytes(data[:-2] + b"??")
     with pytest.raises(InputError, match=r"train-00002-00000.bin is corrupted: its sha256 is not [0-9a-f]{64}" + redo):
         prepared.verify()
+    with pytest.raises(InputError, match=r"train-00002-00000.bin is corrupted: its sha256 is not"):
+        prepare(poems, out)
     shard.write_bytes(data[:-1])
     with pytest.raises(InputError, match=r"train-00002-00000.bin is cut: it has 199 bytes of 200" + redo):
         load_prepared(out)
@@ -410,6 +412,60 @@ def test_damaged_folders(poems, tmp_path):
     (out / "manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest.json is corrupted \(Expecting property name .*\)" + redo):
         load_prepared(out)
+
+
+def test_files_are_verified_once(poems, tmp_path, monkeypatch):
+    out, read = tmp_path / "out", []
+    prepare(poems, out)
+    monkeypatch.setattr("gpt2_jax.data.prepared.sha256_of", lambda path: read.append(path.name) or sha256_of(path))
+    prepare(poems, out)
+    assert read == []
+    shard = out / "train-00002-00000.bin"
+    shard.write_bytes(shard.read_bytes())
+    prepare(poems, out)
+    prepare(poems, out)
+    assert read == [shard.name]
+    (out / ".verified.json").write_text("{")
+    prepare(poems, out)
+    assert len(read) == 1 + len(list(out.glob("*.bin"))) + 1
+
+
+def test_tokens_that_cannot_be_written_to_are_read_each_time(poems, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    prepare(poems, out)
+    (out / ".verified.json").unlink()
+    (out / ".verified.json").mkdir()  # stands for a folder that only others may write to
+    monkeypatch.setattr(Prepared, "_verified", lambda _: {})
+    prepare(poems, out)
+
+
+@pytest.mark.parametrize("encoder", ["tokenizers", "tiktoken"])
+def test_special_tokens_that_a_text_spells(tmp_path, encoder):
+    """Text like any other, unless they are allowed."""
+    stories = ["Once there was a cat.\n", "\nA dog ran <|endoftext|", ">\n"]
+    (tmp_path / "stories.txt").write_text("<|endoftext|>".join(stories) * 20)
+    config = DataConfig(
+        source="files", paths=str(tmp_path / "stories.txt"), tokenizer="bpe", vocab_size=300, encoder=encoder,
+        workers=1, validation_fraction=0.1,
+    )  # fmt: skip
+    plain = prepare(config, tmp_path / "plain")
+    end = plain.tokenizer.end_of_text
+    assert tokens(plain, "train").count(end) + tokens(plain, "validation").count(end) == 1
+    config = dataclasses.replace(config, allow_special=True)
+    with pytest.raises(InputError, match=r"data.allow_special was False and is True"):
+        prepare(config, tmp_path / "plain")
+    divided = prepare(config, tmp_path / "divided")
+    text = (tmp_path / "stories.txt").read_text()
+    cut = int(len(text) * 0.9)
+    tokenizer = divided.tokenizer
+    assert tokens(divided, "train") == tokenizer.encode(text[:cut], allow_special=True)
+    assert tokens(divided, "train").count(tokenizer.end_of_text) == text[:cut].count("<|endoftext|>") > 30
+    learnt = len(text[:cut].replace("<|endoftext|>", "").encode())
+    assert divided.manifest["splits"]["train"]["bytes"] == learnt
+    assert "endo" not in json.loads(tokenizer.to_json())["model"]["vocab"]
+    assert "".join(part for part in tokenizer.split_special(text) if isinstance(part, str)) == text.replace(
+        "<|endoftext|>", ""
+    )
 
 
 def test_wrong_arguments(poems, tmp_path):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gpt2_jax.config import Config, DataConfig
+from gpt2_jax.config import Config
 from gpt2_jax.data.documents import Document, Part
+from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.sources import REGISTRY, nothing_kept, open_source
 from gpt2_jax.data.tokenize import Encoding
 from gpt2_jax.errors import InputError
