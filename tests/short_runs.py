@@ -1,4 +1,4 @@
-"""A few training steps, on a mesh or not."""
+"""A few training steps, on a mesh or not; and a look at the batches of a whole run."""
 
 import functools
 
@@ -7,6 +7,8 @@ import numpy as np
 
 from gpt2_jax.config import MeshConfig, OptimizerConfig
 from gpt2_jax.sharding import global_batch, make_mesh, tree_shardings
+from gpt2_jax.training import loop
+from gpt2_jax.training import run as parts
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
 from gpt2_jax.training.step import init_state, make_train_step
 
@@ -27,3 +29,14 @@ def run(config, batches, *, mesh=None, devices=None, **options):
         state, metrics = step(state, global_batch(batch, mesh))
         curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     return np.array(curve), state
+
+
+def watch_batches(monkeypatch, watch) -> None:
+    """Has `watch(batch, mesh)` called for `global_batch` wherever a run makes one."""
+    for module in (loop, parts):
+        monkeypatch.setattr(module, "global_batch", watch)
+
+
+def use_devices(monkeypatch, devices) -> None:
+    """Makes the mesh of a run of these devices alone."""
+    monkeypatch.setattr(parts, "make_mesh", functools.partial(make_mesh, devices=devices))

@@ -29,7 +29,7 @@ def quiet(_: str) -> None:
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr("gpt2_jax.data.stream.BATCH_CHARACTERS", 300)
+    monkeypatch.setattr("gpt2_jax.data.reader.BATCH_CHARACTERS", 300)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from texts import Texts, source_of
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.documents import Document
+from gpt2_jax.data.reader import shares
 from gpt2_jax.data.sources import Source
-from gpt2_jax.data.stream import HeldOut, Stream, shares
+from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.tokenize import Encoding, document_hash
 from gpt2_jax.errors import InputError
 from gpt2_jax.tokenizer import train_characters
@@ -23,7 +24,7 @@ T = 8
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    monkeypatch.setattr("gpt2_jax.data.stream.BATCH_CHARACTERS", 300)
+    monkeypatch.setattr("gpt2_jax.data.reader.BATCH_CHARACTERS", 300)
 
 
 def texts_of(n, word="document"):

@@ -1,4 +1,3 @@
-import functools
 import json
 import os
 import shutil
@@ -7,6 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from short_runs import use_devices, watch_batches
 
 import gpt2_jax
 from gpt2_jax import InputError
@@ -98,13 +98,13 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, straight, monkeypatch,
             os.kill(os.getpid(), number)
         return plain(batch, mesh)
 
-    monkeypatch.setattr(loop, "global_batch", interrupting)
+    watch_batches(monkeypatch, interrupting)
     config = options(tmp_path)
     config["data"]["paths"] = str(straight.parent / "corpus.txt")
     outcome = loop.train(config, tmp_path / "run")
     assert outcome.signal == number and 0 < outcome.step < 12
     assert "stopping after this step and saving" in capfd.readouterr().out
-    monkeypatch.setattr(loop, "global_batch", plain)
+    watch_batches(monkeypatch, plain)
     assert loop.train(config, tmp_path / "run").step == 12
     assert f"resumed from step {outcome.step} " in capfd.readouterr().out
     assert curve(tmp_path / "run") == curve(straight)
@@ -116,7 +116,7 @@ def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop, "global_batch", interrupting)
+    watch_batches(monkeypatch, interrupting)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         loop.train(options(tmp_path), tmp_path / "run")
@@ -189,11 +189,11 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path, strai
         return plain(batch, mesh)
 
     config = options(straight.parent)
-    monkeypatch.setattr(loop, "global_batch", dying)
+    watch_batches(monkeypatch, dying)
     with pytest.raises(MemoryError):
         loop.train(config | {"checkpoint": {"every": 0}}, tmp_path / "run")
     assert {step for step, _ in curve(tmp_path / "run")} >= {0, 1, 2}
-    monkeypatch.setattr(loop, "global_batch", plain)
+    watch_batches(monkeypatch, plain)
     loop.train(config, tmp_path / "run")
     assert curve(tmp_path / "run") == curve(straight)
 
@@ -202,7 +202,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(tmp_path, strai
 def test_losses_do_not_depend_on_the_mesh(tmp_path, straight, monkeypatch, devices):
     """`straight` ran on data=8."""
     mesh = {"data": 2, "fsdp": 2, "model": 2} if devices == 8 else {}
-    monkeypatch.setattr(loop, "make_mesh", functools.partial(loop.make_mesh, devices=jax.devices()[:devices]))
+    use_devices(monkeypatch, jax.devices()[:devices])
     loop.train(options(straight.parent, mesh=mesh), tmp_path / "run")
     mine, other = curve(tmp_path / "run"), curve(straight)
     assert mine.keys() == other.keys()

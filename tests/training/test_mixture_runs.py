@@ -1,6 +1,5 @@
 """Runs over a mixture of prompts with completions and plain documents, with all options, by one process and by two."""
 
-import functools
 import hashlib
 import json
 import sys
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from processes import join, run_together
+from short_runs import use_devices, watch_batches
 
 from gpt2_jax import InputError
 from gpt2_jax.config import DataConfig
@@ -17,6 +17,7 @@ from gpt2_jax.data import corpus
 from gpt2_jax.data.prepare import prepare
 from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.training import loop
+from gpt2_jax.training import run as parts
 
 NAMES = ("poems", "tales")
 OPTIONS = {
@@ -47,8 +48,8 @@ def run(folder: Path, workdir: Path, monkeypatch) -> list[str]:
     monkeypatch.setattr(
         corpus, "prepare_together", lambda *_, **__: {name: load_prepared(folder / name) for name in NAMES}
     )
-    monkeypatch.setattr(loop, "make_mesh", functools.partial(loop.make_mesh, devices=jax.devices()[:2]))
-    monkeypatch.setattr(loop, "global_batch", watched)
+    use_devices(monkeypatch, jax.devices()[:2])
+    watch_batches(monkeypatch, watched)
     loop.train(OPTIONS, workdir)
     return seen
 
@@ -118,9 +119,9 @@ def test_a_run_that_died_goes_on_with_the_same_batches(corpora, alone, tmp_path,
 
 
 def test_nothing_learnt_in_the_validation_windows(corpora, tmp_path, monkeypatch):
-    evaluation_batches = loop.dataset.evaluation_batches
+    evaluation_batches = parts.dataset.evaluation_batches
     monkeypatch.setattr(
-        loop.dataset,
+        parts.dataset,
         "evaluation_batches",
         lambda *args, **options: (b | {"mask": b["mask"] & False} for b in evaluation_batches(*args, **options)),
     )

@@ -1,6 +1,5 @@
 """Runs on streamed text, and on prepared text beside them, by one, two and four processes."""
 
-import functools
 import hashlib
 import itertools
 import json
@@ -15,10 +14,11 @@ import jax
 import numpy as np
 import pytest
 from processes import join, run_together
+from short_runs import use_devices, watch_batches
 
 import gpt2_jax
 from gpt2_jax import InputError
-from gpt2_jax.data import stream
+from gpt2_jax.data import reader
 from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.data.sources import Source
 from gpt2_jax.tokenizer import train_bpe
@@ -78,9 +78,9 @@ def run(config: dict, workdir: Path, monkeypatch, at_batch=lambda number: None) 
         return whole
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "make_mesh", functools.partial(loop.make_mesh, devices=one_device_each()))
-        patch.setattr(loop, "global_batch", watched)
-        patch.setattr(stream, "BATCH_CHARACTERS", 200)
+        use_devices(patch, one_device_each())
+        watch_batches(patch, watched)
+        patch.setattr(reader, "BATCH_CHARACTERS", 200)
         return loop.train(config, workdir), seen
 
 

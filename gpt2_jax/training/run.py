@@ -1,0 +1,234 @@
+"""The parts of a training run: what is built once, and what the loop calls with it."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from clu import parameter_overview
+from clu.metric_writers import MetricWriter
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from gpt2_jax.config import Config
+from gpt2_jax.data import dataset
+from gpt2_jax.data.corpus import Batches, Corpus, open_corpus
+from gpt2_jax.data.documents import left_out_of
+from gpt2_jax.errors import InputError
+from gpt2_jax.language_model import LanguageModel
+from gpt2_jax.model import GPT2, num_parameters, parameter_names
+from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
+from gpt2_jax.training import metrics
+from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
+from gpt2_jax.training.memory import keep_freed_memory
+from gpt2_jax.training.optimizer import make_optimizer, make_schedule
+from gpt2_jax.training.step import TrainState, eval_step, init_state, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last, and the parts of a run that use it.
+
+    Attributes:
+      config: with the vocabulary's size filled in.
+      corpus: tokens and tokenizer.
+      mesh: all devices.
+      init: makes a fresh state; `shapes` and `shardings` are those of its result.
+      train_step: jitted, donating the state.
+      eval_step: jitted.
+      say: prints a line above the progress bar, on the first process.
+    """
+
+    config: Config
+    corpus: Corpus
+    mesh: Mesh
+    init: Callable[[], TrainState]
+    shapes: TrainState
+    shardings: TrainState
+    train_step: Callable
+    eval_step: Callable
+    say: Callable[[str], None]
+
+    @classmethod
+    def open(cls, options: dict[str, dict[str, Any]], workdir: Path) -> "Run":
+        """Checks the options, prepares the data and builds what is jitted; see `train`."""
+        unbound = Config.from_dict(options)
+        keep_freed_memory()
+        say = tqdm.write if jax.process_index() == 0 else lambda _: None
+        mesh = make_mesh(unbound.mesh)
+        schedule = make_schedule(unbound.optimizer, unbound.training.steps)
+        tx = make_optimizer(unbound.optimizer, unbound.training.steps)
+        corpus = open_corpus(unbound, data_folder(unbound, workdir), say)
+        config = bind_vocabulary(options, len(corpus.tokenizer))
+        corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
+        parts = config.training.accumulation_steps
+        check_mesh(
+            mesh,
+            config.model,
+            {
+                "training.batch_size / training.accumulation_steps": config.training.batch_size // parts,
+                "evaluation.batch_size": eval_batch_size(config),
+            },
+        )
+        init = functools.partial(init_state, config.model, tx, config.training.seed)
+        shapes = jax.eval_shape(init)
+        shardings = tree_shardings(shapes, mesh)
+        train_step = make_train_step(tx, schedule, accumulation_steps=parts, loss_chunks=config.training.loss_chunks)
+        return cls(
+            config=config,
+            corpus=corpus,
+            mesh=mesh,
+            init=init,
+            shapes=shapes,
+            shardings=shardings,
+            train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
+            eval_step=jax.jit(functools.partial(eval_step, loss_chunks=config.training.loss_chunks)),
+            say=say,
+        )
+
+    def first_state(self, checkpoints: Checkpoints) -> TrainState:
+        """Where the parameters come from, in this order: 1. resume a checkpoint, 2. start from scratch."""
+        if not checkpoints.steps:
+            return jax.jit(self.init, out_shardings=self.shardings)()
+        step = checkpoints.find()
+        saved, _ = checkpoints.read_json(step)
+        if different := differences(saved, self.config.to_dict()):
+            raise InputError(
+                f"{checkpoints.directory} is of another config: {'; '.join(different)}. Nothing was changed: give the "
+                "same options to go on with that run, or another --workdir to start anew"
+            )
+        state = checkpoints.restore(step, abstract_state(self.shapes, self.shardings))
+        self.say(f"resumed from step {step} of {checkpoints.directory}: parameters, optimizer, key and data order")
+        return state
+
+    def batches(self, step: int, checkpoints: Checkpoints) -> Batches:
+        """This process's rows of the training batches, from `step` on."""
+        streamed = self.config.data.road == "stream" and step in checkpoints.steps
+        return self.corpus.batches(step, checkpoints.read_stream(step) if streamed else None)
+
+    def validate(self, state: TrainState, writer: MetricWriter) -> float:
+        """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
+
+        Of a mixture it is the mean over the windows of all sources; that of each source is written beside it.
+
+        Raises:
+          InputError: it is not finite, so these parameters must not become a checkpoint; or nothing there is learnt.
+        """
+        sums = {name: self.sums(name, state) for name in self.corpus.held_out}
+        step, count = int(state.step), sum(count for _, count in sums.values())
+        nats = math.fsum(nats for nats, _ in sums.values())
+        loss = nats / count
+        check_finite("validation loss", loss, step, self.config)
+        size = sum(
+            count * self.corpus.held_out[name].bytes_per_token("validation") for name, (_, count) in sums.items()
+        )
+        bits_per_byte = nats / math.log(2) / size
+        perplexity = math.exp(min(loss, 700.0))  # the largest that a float64 holds
+        each = {name: nats / count for name, (nats, count) in sums.items()} if len(sums) > 1 else {}
+        scalars = {"val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits_per_byte}
+        writer.write_scalars(step, scalars | {f"val_loss/{name}": value for name, value in each.items()})
+        named = f"  ({', '.join(f'{name} {value:.4f}' for name, value in each.items())})" if each else ""
+        self.say(
+            f"step {step:>6}  val loss {loss:.4f}{named}  perplexity {perplexity:.2f}  bits/byte {bits_per_byte:.3f}"
+        )
+        return loss
+
+    def sums(self, name: str, state: TrainState) -> tuple[float, int]:
+        """The summed loss over the validation windows of a source, in nats, and how many tokens count.
+
+        Raises:
+          InputError: none counts.
+        """
+        windows = dataset.evaluation_batches(
+            self.corpus.held_out[name],
+            batch_size=eval_batch_size(self.config),
+            sequence_length=self.config.sequence_length,
+            windows=self.config.evaluation.windows,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            mask_documents=self.config.data.mask_documents,
+            restart_positions=self.config.data.restart_positions,
+        )
+        sums = [self.eval_step(state.model, global_batch(batch, self.mesh)) for batch in windows]
+        count = sum(int(s["count"]) for s in sums)
+        if count == 0:
+            raise InputError(
+                f"the validation windows of {name} hold prompts alone, of which nothing is learnt; raise"
+                f" --config.evaluation.windows ({self.config.evaluation.windows}) or --config.data.validation_fraction"
+            )
+        return math.fsum(float(s["loss"]) for s in sums), count
+
+    def show_sample(self, state: TrainState, writer: MetricWriter) -> None:
+        """Lets the model write, on the first process."""
+        config = self.config
+        if config.training.sample_tokens == 0:
+            return
+        model = on_one_device(state.model, self.mesh)
+        if jax.process_index() == 0:
+            lm = LanguageModel(model, self.corpus.tokenizer)
+            prompt = lm.tokenizer.encode(config.training.sample_prompt) or [lm.tokenizer.end_of_text]
+            prompt = prompt[: config.model.n_positions - 1]
+            room = min(config.training.sample_tokens, config.model.n_positions - len(prompt))
+            text = lm.generate(prompt, max_new_tokens=room, temperature=0.8, top_p=0.95, seed=config.training.seed).text
+            writer.write_texts(int(state.step), {"sample": text})
+            self.say(f"--- sample at step {int(state.step)} ---\n{text}\n---")
+
+    def save(self, state: TrainState, checkpoints: Checkpoints, val_loss: float | None, batches: Batches) -> None:
+        """Starts a checkpoint; one without a validation loss is never the best."""
+        stream = self.corpus.saved(batches)
+        checkpoints.save(state, self.config.to_dict(), self.corpus.tokenizer.to_json(), val_loss, stream)
+
+    def tell_of(self, counts: Mapping[str, int]) -> None:
+        """Says how many documents were read for this process's batches and how many left out, if any were."""
+        if counts:
+            where = f" in process 0 of {jax.process_count()}" if jax.process_count() > 1 else ""
+            left_out = left_out_of(counts) or "none"
+            self.say(f"documents read since the start{where}: {counts.get('kept', 0):,} kept; left out: {left_out}")
+
+    def describe(self, model: GPT2) -> None:
+        """Logs what is about to run: parameters, data, devices."""
+        device = self.mesh.devices.flat[0]
+        leaves = dict(zip(jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model)))
+        logging.info("parameters (vocabulary padded):\n%s", parameter_overview.get_parameter_overview(leaves))
+        known = metrics.peak_flops(device) is not None
+        logging.info("mfu: %s", metrics.MFU_FORMULA if known else f"not reported, the peak of {device} is not known")
+        tokens_per_step = self.config.training.batch_size * self.config.sequence_length
+        self.say(
+            f"{num_parameters(model):,} parameters on {dict(self.mesh.shape)} of {device.device_kind}; "
+            f"{self.config.training.steps:,} steps of {tokens_per_step:,} tokens"
+        )
+
+
+def data_folder(config: Config, workdir: Path) -> Path:
+    """Where the run's tokens are."""
+    return Path(config.data.prepared).expanduser() if config.data.prepared else workdir / "data"
+
+
+def eval_batch_size(config: Config) -> int:
+    """Sequences in one evaluation step."""
+    return config.evaluation.batch_size or config.training.batch_size // config.training.accumulation_steps
+
+
+def bind_vocabulary(options: dict[str, dict[str, Any]], tokenizer_size: int) -> Config:
+    """The config with `model.vocab_size` taken from the tokenizer where it is 0, and large enough for it."""
+    config = Config.from_dict(options, vocab_size=tokenizer_size)
+    if config.model.vocab_size < tokenizer_size:
+        raise InputError(
+            f"model.vocab_size is {config.model.vocab_size} and the tokenizer has {tokenizer_size} entries; set it to "
+            f"0 (the tokenizer's) or to at least {tokenizer_size}"
+        )
+    return config
+
+
+def check_finite(name: str, value: float, step: int, config: Config) -> None:
+    """Raises `InputError` unless `value` is finite."""
+    if not math.isfinite(value):
+        raise InputError(
+            f"the {name} of step {step} is {value}; the checkpoints from before it are untouched: run again with a "
+            f"lower optimizer.learning_rate ({config.optimizer.learning_rate}) or a longer optimizer.warmup_steps "
+            f"({config.optimizer.warmup_steps})"
+        )
