@@ -1,9 +1,11 @@
-"""scripts/benchmark.py on a model small enough to test."""
+"""The benchmarks, on a model and a corpus small enough to test."""
 
 import json
 import os
 import subprocess
 import sys
+
+from gpt2_jax.tokenizer import train_bpe
 
 SMALL = """
 import sys
@@ -34,3 +36,21 @@ def test_what_names_no_workload_is_refused(pytestconfig):
     result = run(pytestconfig.rootpath, "--workloads=train")
     assert result.returncode != 0
     assert "no workload begins with 'train'; there are gen_b1_greedy" in result.stderr
+
+
+def test_data_is_measured(pytestconfig, tmp_path):
+    (tmp_path / "tale.txt").write_text("Once upon a time there was a story.\n" * 3000)
+    train_bpe(["Once upon a time there was a story."], 270).save(tmp_path / "tokenizer.json")
+    command = [
+        sys.executable, "scripts/benchmark_data.py", f"--paths={tmp_path / 'tale.txt'}", "--rounds=1", "--batches=2",
+        f"--tokenizer={tmp_path / 'tokenizer.json'}", "--tokens=100000",
+    ]  # fmt: skip
+    run = lambda *more: subprocess.run([*command, *more], cwd=pytestconfig.rootpath, capture_output=True, text=True)
+    result = run("--measure=prepared,encode,stream")
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {record["measurement"].split("/")[0] for record in records} == {"prepared", "encode", "stream"}, (
+        result.stderr
+    )
+    resumed = [record for record in records if "identical" in record]
+    assert len(resumed) == 3 and all(record["identical"] == record["of"] == 2 for record in resumed)
+    assert "--measure has 'speed'; there are encode, memory, prepared, stream" in run("--measure=speed").stderr
