@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import InputError, compilation_cache
-from gpt2_jax.config import check_overrides
+from gpt2_jax.config import Config, check_overrides
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run found there goes on.")
@@ -35,12 +35,14 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options look like --config.training.steps=100")
     compilation_cache.enable()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on what it was built for
-    workdir = Path(WORKDIR.value)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on what it was built for, and on oneDNN,
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which moving tokens about has no use for
+    options, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
     try:
-        from gpt2_jax.training.loop import train  # imports TensorFlow, which takes seconds
+        Config.from_dict(options)  # raises what is wrong before TensorFlow is imported, which takes seconds
+        from gpt2_jax.training.loop import train
 
-        outcome = train(CONFIG.value.to_dict(), workdir)
+        outcome = train(options, workdir)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -140,11 +140,11 @@ def _streamed(config: Config, folder: Path, options: dict[str, Any], say: Progre
         )  # fmt: skip
 
     fingerprints = {name: source.fingerprint() for name, source in sources.items()}
-    fillers = open_fillers(data, folder, sources, tokenizer, say) if data.fill_prepared else {}
 
     def batches(start_step: int, saved: dict[str, Any] | None) -> Batches:
         if saved is not None and not data.accept_changes:
             _check_unchanged(saved["fingerprints"], fingerprints)
+        fillers = open_fillers(data, folder, sources, tokenizer, say) if data.fill_prepared else {}
         stream = Stream(
             sources,
             encodings,

@@ -113,7 +113,7 @@ def open_fillers(
             source, layout = sources[name], Layout.by_hash(config, sources[name])
             if finished(config, name, folder, progress):
                 continue
-            record = _begun(config, folder, source, tokenizer, progress)
+            record = _begun(config, folder, source, tokenizer)
             if record is None:
                 record = begin(folder, config, layout, tokenizer)
             tasks = layout.tasks(config, encoding_of(config, name, tokenizer), record["dtype"])
@@ -121,15 +121,13 @@ def open_fillers(
     return found
 
 
-def _begun(
-    config: DataConfig, folder: Path, source: Source, tokenizer: Tokenizer, progress: Progress
-) -> dict[str, Any] | None:
+def _begun(config: DataConfig, folder: Path, source: Source, tokenizer: Tokenizer) -> dict[str, Any] | None:
     """The record of unfinished tokens that are made as these will be.
 
     Raises:
-      InputError: they were divided or encoded otherwise.
+      InputError: they are of another corpus, or were divided or encoded otherwise.
     """
-    record = unfinished(folder, config, source, progress)
+    record = unfinished(folder, config, source)
     if record is None:
         return None
     new = new_record(config, Layout.by_hash(config, source), tokenizer)

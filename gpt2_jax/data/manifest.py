@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import filelock
 from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.data.layout import Layout, Progress
 from gpt2_jax.data.options import DataConfig, with_defaults
-from gpt2_jax.data.prepared import FORMAT
+from gpt2_jax.data.prepared import FORMAT, redo
 from gpt2_jax.data.sources import Source, nothing_kept
 from gpt2_jax.data.tokenize import SPLITS
 from gpt2_jax.errors import InputError
@@ -75,8 +75,27 @@ def begin(folder: Path, config: DataConfig, layout: Layout, tokenizer: Tokenizer
     return record
 
 
-def unfinished(folder: Path, config: DataConfig, source: Source, progress: Progress) -> dict[str, Any] | None:
-    """The record of a run of the same options and corpus, with the parts that others have finished for it."""
+def changes(record: dict[str, Any], config: DataConfig, name: str, fingerprint: Callable[[], str | None]) -> str:
+    """In what the tokens of `record` are not those of source `name`; "" is nothing.
+
+    Args:
+      record: or a manifest.
+      config, name: what is wanted.
+      fingerprint: of the source, None where it is gone; not called where options say it already.
+    """
+    before, now = options_in(record), options_of(config, name)
+    changed = [f"data.{k} was {before.get(k)!r} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
+    if not changed and fingerprint() not in (None, record["fingerprint"]):
+        changed = [f"the corpus changed (it was {record['source']})"]
+    return "; ".join(changed)
+
+
+def unfinished(folder: Path, config: DataConfig, source: Source) -> dict[str, Any] | None:
+    """The record of tokens that are begun, with the parts that others have finished for it; or the manifest.
+
+    Raises:
+      InputError: they are of another corpus or of other options.
+    """
     for name in ("manifest.json", "progress.json"):
         try:
             record = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -85,11 +104,11 @@ def unfinished(folder: Path, config: DataConfig, source: Source, progress: Progr
             continue
     else:
         return None
-    wanted = {"format": FORMAT, "fingerprint": source.fingerprint()}
-    same = all(record.get(key) == value for key, value in wanted.items())
-    if not same or options_in(record) != options_of(config, source.name):
-        progress(f"{folder} holds unfinished tokens of other options or another corpus: starting over")
-        return None
+    changed = changes(record, config, source.name, source.fingerprint)
+    if "splits" not in record and (found := record.get("format")) != FORMAT:
+        changed = f"they are of format {found!r}, this version writes {FORMAT}"
+    if changed:
+        raise InputError(f"{folder} holds unfinished tokens of another corpus: {changed}; {redo(folder)}")
     if "splits" not in record:
         for number in range(len(source.parts)):
             with contextlib.suppress(FileNotFoundError):

@@ -17,18 +17,17 @@ from absl import logging
 from gpt2_jax.data.layout import Layout, Progress, lay_out
 from gpt2_jax.data.manifest import (
     begin,
+    changes,
     locked,
     make_folder,
     manifest_of,
-    options_in,
-    options_of,
     save,
     summary,
     unfinished,
     write_file,
 )
 from gpt2_jax.data.options import DataConfig
-from gpt2_jax.data.prepared import Prepared, hashes, load_prepared, redo, sha256_of, shards_of
+from gpt2_jax.data.prepared import Prepared, hashes_of, load_prepared, redo, sha256_of, shards_of
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool
@@ -124,16 +123,29 @@ def encoding_of(config: DataConfig, name: str, tokenizer: Tokenizer) -> Encoding
 
 
 def _resume(folder: Path, config: DataConfig, source: Source, progress: Progress) -> dict[str, Any] | None:
-    """The record of an unfinished run of the same options and corpus whose finished files are intact."""
-    record = unfinished(folder, config, source, progress)
+    """The record of an unfinished run, without the parts whose files are damaged.
+
+    Raises:
+      InputError: it is of other options or another corpus.
+    """
+    record = unfinished(folder, config, source)
     if record is None or "splits" in record:  # of a finished one of a mixture
         return record
-    for file, sha256 in hashes(record):
-        if not (folder / file).exists() or sha256_of(folder / file) != sha256:
-            progress(f"{folder / file} is not as it was written: starting over")
-            return None
+    if not _intact(folder / "tokenizer.json", record["tokenizer"]):
+        progress(f"{folder / 'tokenizer.json'} is not as it was written: starting over")
+        return None
+    for number, part in list(record["parts"].items()):
+        for file, sha256 in hashes_of(shards_of({"parts": {number: part}})):
+            if not _intact(folder / file, sha256):
+                progress(f"{folder / file} is not as it was written: making its part again")
+                del record["parts"][number]
+                break
     progress(f"going on after {len(record['parts'])} finished parts, {len(shards_of(record))} shards")
     return record
+
+
+def _intact(path: Path, sha256: str) -> bool:
+    return path.exists() and sha256_of(path) == sha256
 
 
 def _finish(
@@ -181,19 +193,19 @@ def finished(config: DataConfig, name: str, folder: Path, progress: Progress) ->
     if not (folder / "manifest.json").exists():
         return None
     prepared = load_prepared(folder)
-    before, now = options_in(prepared.manifest), options_of(config, name)
-    changed = [f"data.{k} was {before.get(k)!r} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
-    if not changed:
+
+    def fingerprint() -> str | None:
         try:
-            same = open_source(config, name).fingerprint() == prepared.manifest["fingerprint"]
+            return open_source(config, name).fingerprint()
         except InputError:
-            same = True
-        changed += [] if same else [f"the corpus changed (it was {prepared.manifest['source']})"]
+            return None
+
+    changed = changes(prepared.manifest, config, name, fingerprint)
     if not changed and config.tokenizer not in ("bpe", "characters") and Path(config.tokenizer).expanduser().exists():
         same = with_control_codes(config, load(config.tokenizer)).to_json() == prepared.tokenizer.to_json()
-        changed += [] if same else [f"the tokenizer at {config.tokenizer} changed"]
+        changed = "" if same else f"the tokenizer at {config.tokenizer} changed"
     if changed:
-        raise InputError(f"{folder} holds tokens of another corpus: {'; '.join(changed)}; {redo(folder)}")
+        raise InputError(f"{folder} holds tokens of another corpus: {changed}; {redo(folder)}")
     prepared.verify(changed_only=True, progress=progress)
     (folder / "progress.json").unlink(missing_ok=True)
     progress(f"{folder} holds the tokens already: {summary(prepared.manifest)}")

@@ -151,9 +151,13 @@ def mask_file(shard: dict[str, Any]) -> str:
 
 def hashes(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """Each file with the sha256 it should have."""
-    shards = shards_of(manifest)
+    return [("tokenizer.json", manifest["tokenizer"]), *hashes_of(shards_of(manifest))]
+
+
+def hashes_of(shards: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The same of some shards and their masks."""
     masks = [(mask_file(shard), shard["mask"]) for shard in shards if "mask" in shard]
-    return [("tokenizer.json", manifest["tokenizer"]), *((s["file"], s["sha256"]) for s in shards), *masks]
+    return [*((shard["file"], shard["sha256"]) for shard in shards), *masks]
 
 
 def redo(directory: Path) -> str:

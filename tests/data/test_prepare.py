@@ -281,7 +281,7 @@ def stop_after_parts(config, directory, parts):
     [
         (
             lambda out: (out / "train-00001-00000.bin").write_bytes(b"xx"),
-            "train-00001-00000.bin is not as it was written: starting",
+            "train-00001-00000.bin is not as it was written: making its part again",
         ),
         (lambda out: (out / "tokenizer.json").unlink(), "tokenizer.json is not as it was written: starting over"),
         (lambda out: (out / "progress.json").write_text("{"), "reading"),
@@ -297,14 +297,27 @@ def test_damaged_work_is_done_again(poems, tmp_path, damage, says):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_unfinished_work_of_other_options_is_thrown_away(poems, tmp_path):
-    large = dataclasses.replace(poems, tokens_per_shard=10**6)
-    prepare(large, tmp_path / "whole")
-    stop_after_parts(poems, tmp_path / "out", 4)
-    said = []
-    prepare(large, tmp_path / "out", progress=said.append)
-    assert said[0] == f"{tmp_path / 'out'} holds unfinished tokens of other options or another corpus: starting over"
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+def test_unfinished_work_of_other_options_is_left_alone(poems, tmp_path):
+    out = tmp_path / "out"
+    stop_after_parts(poems, out, 4)
+    before = contents(out)
+    redo = f"; delete {out} to make it again, or choose another workdir$"
+    with pytest.raises(InputError, match=r"out holds unfinished tokens of another corpus: data.tokens_per_shard was 1"):
+        prepare(dataclasses.replace(poems, tokens_per_shard=10**6), out)
+    stat = os.stat(poems.paths)
+    os.utime(poems.paths, (1, 1))
+    with pytest.raises(
+        InputError, match=r"unfinished tokens of another corpus: the corpus changed \(it was .*\)" + redo
+    ):
+        prepare(poems, out)
+    os.utime(poems.paths, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert contents(out) == before
+    record = json.loads((out / "progress.json").read_text())
+    (out / "progress.json").write_text(json.dumps(record | {"format": 1}))
+    with pytest.raises(InputError, match=r"corpus: they are of format 1, this version writes 2" + redo):
+        prepare(poems, out)
+    (out / "progress.json").write_bytes(before["progress.json"])
+    prepare(poems, out)
 
 
 def test_full_disk(poems, tmp_path, monkeypatch):

@@ -195,6 +195,11 @@ def test_a_run_fills_the_tokens_of_the_next(corpus, straight, tmp_path, monkeypa
     assert len(list(tokens.glob("part-*.json"))) == PARTS
     first = {key: value for key, value in losses(tmp_path / "run").items() if key[0] <= 2}
     assert first == {key: value for key, value in losses(straight[0]).items() if key in first}
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    copy_broken(corpus, broken, line=39)
+    with pytest.raises(InputError, match=r"tokens holds unfinished tokens of another corpus: data.paths was"):
+        run(options(broken, fill_prepared=True, prepared=str(tokens)), tmp_path / "other", monkeypatch)
     run(options(corpus, road="prepared", prepared=str(tokens)), tmp_path / "next", monkeypatch)
     assert f"going on after {PARTS} finished parts" in capfd.readouterr().out
     load_prepared(tokens).verify()
