@@ -69,6 +69,16 @@ def test_any_id_and_json_lines(tmp_path):
         list(open_local("somebody/corpus", tmp_path).documents())
 
 
+def test_text_files_have_a_document_a_line(tmp_path):
+    (tmp_path / "train.txt").write_text("one line\nanother\n\nlast\n")
+    (tmp_path / "test.txt").write_text("held out\n")
+    counts = Counter()
+    assert [d.text for d in open_local("somebody/lines", tmp_path).documents(counts)] == ["one line", "another", "last"]
+    assert counts == {"kept": 3, "empty": 1}
+    (document,) = open_local("somebody/lines", tmp_path, hub_split="test").documents()
+    assert (document.text, document.origin) == ("held out", "somebody/lines/test/00000-of-00001:1")
+
+
 def test_code_by_licence_and_flags(tmp_path):
     table = {
         "content": ["a = 1", "b = 2", "c = 3", "d = " + "4" * 100],
