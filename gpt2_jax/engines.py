@@ -15,7 +15,7 @@ from gpt2_jax.attention import attend
 from gpt2_jax.errors import InputError
 from gpt2_jax.layers import dropout
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.partitions import constrain, spec_of
+from gpt2_jax.partitions import constrain, spec_of, ways
 
 INTERPRET = False  # splash without a TPU, for tests
 CUDNN = "cudnn"  # what `jax.nn.dot_product_attention` calls it
@@ -101,7 +101,7 @@ def _splash(config: GPT2Config, T: int, segments: jax.Array | None) -> Attention
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     mesh = jax.sharding.get_abstract_mesh()
-    shards = (1, 1) if mesh.empty else (mesh.shape["model"], mesh.shape["sequence"])
+    shards = ways("model"), ways("sequence")
     block = next(size for size in BLOCKS if T // shards[1] % size == 0)
     mask = splash.MultiHeadMask([splash.CausalMask((T, T), shard_count=shards[1]) for _ in range(config.n_head)])
     sizes = splash.BlockSizes(

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt2_jax.partitions import constrain, ways
+
 MANY_ROWS = 256  # from which a product of weights and rows is bound by arithmetic, not by reading the weights
 
 
@@ -17,9 +19,7 @@ def as_rows(x: jax.Array) -> jax.Array:
 
     Rows of cut sequences are no even pieces of N, and XLA would gather them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    cut = not mesh.empty and mesh.shape.get("sequence", 1) > 1
-    return x if cut else x.reshape(-1, x.shape[-1])
+    return x if ways("sequence") > 1 else x.reshape(-1, x.shape[-1])
 
 
 @jax.custom_vjp
@@ -74,8 +74,16 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        y = as_rows(x) @ kernel.reshape(kernel.shape[0], -1)  # [N, O]
-        return add_row(y, bias.reshape(-1)).reshape(*x.shape[:-1], *bias.shape)
+        rows = as_rows(x)
+        if kernel.ndim > 2 and ways("model") > 1:
+            # Merging axes of which the last is cut would gather the kernel.
+            y = jnp.einsum("...i,iko->...ko", rows, kernel) + bias
+            return y.reshape(*x.shape[:-1], *bias.shape)
+        matrix = kernel.reshape(kernel.shape[0], -1)
+        if kernel.ndim > 2:
+            # So that its gradient is scattered as a matrix: of [1600, 3, 1600] XLA for TPUs cannot, and sums all of it.
+            matrix = constrain(matrix, "<matrix>")
+        return add_row(rows @ matrix, bias.reshape(-1)).reshape(*x.shape[:-1], *bias.shape)
 
 
 class TransposedLinear(nnx.Module):

@@ -22,6 +22,7 @@ RULES = (
     (r"h\.mlp\.c_fc\.kernel$", P(None, "fsdp", "model")),  # [L, C, n_inner]
     (r"h\.mlp\.c_fc\.bias$", P(None, "model")),  # [L, n_inner]
     (r"h\.\w+\.c_proj\.kernel$", P(None, "model", "fsdp")),  # [L, C or n_inner, C]
+    (r"<matrix>", P("fsdp")),  # [C, 3 C], a c_attn.kernel whose heads are not cut
     (r"<batch>", P(ROWS)),  # [B, ...]
     (r"<stream>", P(ROWS, "sequence")),  # [B, T, C], between the blocks
     (r"<queries>", P(ROWS, "model", "sequence")),  # [B, H, T, K]
@@ -40,3 +41,9 @@ def constrain(x: jax.Array, name: str) -> jax.Array:
     """`x`, laid out as the table says on the mesh that `jax.set_mesh` has put in force; without one, `x`."""
     mesh = jax.sharding.get_abstract_mesh()
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec_of(name))
+
+
+def ways(axis: str) -> int:
+    """Into how many parts the mesh in force cuts what lies along one of its axes; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[axis]
