@@ -42,7 +42,7 @@ def test_a_mesh_of_other_size(config, message):
     [
         (MeshConfig(), {}, 6, r"training.batch_size is 6 sequences, which 8 devices \(mesh.data=8 x mesh.fsdp=1\)"
                               " cannot share; use a multiple of 8, such as 8"),
-        (MeshConfig(data=1, model=8), {}, 8, r"n_head is 4; .* a multiple of mesh.model \(8\): set that to one of 1, 2, 4$"),
+        (MeshConfig(data=1, model=8), {}, 8, r"n_head is 4; .* mesh.model \(8\): set that to one of 1, 2, 4$"),
         (MeshConfig(data=4, model=2), {"n_head": 25, "n_embd": 1600}, 8, r"n_head is 25; .* one of 1, 5$"),
         (MeshConfig(data=2, sequence=4), {}, 8, r"the sequence length is 30; it must be a multiple of mesh.sequence"),
         (MeshConfig(data=1, fsdp=2, sequence=4), {"n_embd": 36}, 8, r"multiple of mesh.fsdp x mesh.sequence \(8\)"),
