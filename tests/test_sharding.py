@@ -28,7 +28,7 @@ def test_minus_one_takes_the_devices_that_are_left():
     ("config", "message"),
     [
         (MeshConfig(data=4, model=4), "mesh.model=4, mesh.sequence=1 is 16 devices and there are 8; set"),
-        (MeshConfig(data=-1, model=3), "mesh.data=-1, mesh.fsdp=1, mesh.model=3, mesh.sequence=1 needs a multiple of 3"),
+        (MeshConfig(data=-1, model=3), "mesh.model=3, mesh.sequence=1 needs a multiple of 3 devices"),
         (MeshConfig(data=1), "is 1 devices and there are 8"),
     ],
 )  # fmt: skip
