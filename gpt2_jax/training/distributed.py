@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping
 
 import jax
+from absl import logging
 
 from gpt2_jax.config import DistributedConfig
 from gpt2_jax.errors import InputError, one_line
@@ -96,8 +97,13 @@ def start(config: DistributedConfig) -> Process:
     meeting = find(config, os.environ)
     if meeting is None:
         return Process()
-    _join(meeting, config)
-    process = Process(jax.process_index(), jax.process_count())
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)  # JAX tells where it connects to, and of each kind of device not there
+    try:
+        _join(meeting, config)
+        process = Process(jax.process_index(), jax.process_count())
+    finally:
+        logging.set_verbosity(verbosity)
     if process.count == 1 and config.mode == "on":
         raise InputError(_alone("a TPU of one host"))
     if process.count > 1:
