@@ -188,6 +188,63 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """The processes that a run consists of, usually one a host; see training/distributed.py.
+
+    Attributes:
+      mode: "auto" joins the others if options, environment variables, SLURM, Open MPI or a TPU's metadata tell of any;
+        "on" refuses to run alone; "off" runs alone whatever they tell.
+      coordinator: "HOST:PORT" of process 0, as the others reach it; empty: the environment's JAX_COORDINATOR_ADDRESS.
+      num_processes: in all; 0: the environment's JAX_NUM_PROCESSES, OMPI_COMM_WORLD_SIZE or SLURM_NTASKS.
+      process_id: of this one, from 0; -1: the environment's JAX_PROCESS_ID, OMPI_COMM_WORLD_RANK or SLURM_PROCID.
+      heartbeat_seconds: after which a process that is not heard of any more counts as dead, and ends all others.
+      initialization_seconds: that processes wait for each other at the start.
+    """
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    coordinator: str = ""
+    num_processes: int = 0
+    process_id: int = -1
+    heartbeat_seconds: int = 100
+    initialization_seconds: int = 300
+
+    def __post_init__(self):
+        host, _, port = self.coordinator.rpartition(":")
+        check(
+            not self.coordinator or (host != "" and port.isdecimal() and 0 < int(port) < 65536),
+            "distributed.coordinator",
+            self.coordinator,
+            "HOST:PORT, such as 10.0.0.1:8476",
+        )
+        check(
+            self.num_processes >= 0,
+            "distributed.num_processes",
+            self.num_processes,
+            "1 or more, or 0 (from the environment)",
+        )
+        check(
+            self.process_id >= -1 and (self.num_processes == 0 or self.process_id < self.num_processes),
+            "distributed.process_id",
+            self.process_id,
+            "from 0 to distributed.num_processes - 1" + f" ({self.num_processes - 1})" * (self.num_processes > 0)
+            + ", or -1 (from the environment)",
+        )  # fmt: skip
+        check(
+            self.mode != "off" or (self.coordinator, self.num_processes, self.process_id) == ("", 0, -1),
+            "distributed.mode",
+            self.mode,
+            "'auto' or 'on' where distributed.coordinator, num_processes or process_id is given",
+        )
+        check(self.heartbeat_seconds >= 1, "distributed.heartbeat_seconds", self.heartbeat_seconds, "at least 1")
+        check(
+            self.initialization_seconds >= 1,
+            "distributed.initialization_seconds",
+            self.initialization_seconds,
+            "at least 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All groups of a run; attributes as in the config file."""
 
@@ -198,6 +255,7 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self):
         check(

@@ -25,8 +25,8 @@ from gpt2_jax.training.step import TrainState
 FREE = (
     *("model.dtype", "model.attention", "model.remat", "model.scan_unroll", "training.loss_chunks", "mesh."),
     *("training.accumulation_steps", "training.steps", "training.log_every", "training.sample_", "optimizer."),
-    *("evaluation.", "checkpoint.", "data.retries", "data.encoder", "data.workers", "data.prepared"),
-    *("data.fill_prepared", "data.accept_changes"),
+    *("evaluation.", "checkpoint.", "distributed.", "profile.", "data.retries", "data.encoder", "data.workers"),
+    *("data.prepared", "data.fill_prepared", "data.accept_changes"),
 )
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")

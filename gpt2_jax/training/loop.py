@@ -73,7 +73,8 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
         run.describe(state.model)
         batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
         meter = metrics.Meter(config, num_parameters(state.model), run.mesh)
-        bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=None, dynamic_ncols=True)
+        hidden = jax.process_index() > 0 or None  # None: shown on a terminal
+        bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
 
         def wants(step: int, notice: int) -> tuple[int, int]:
             if stop.signal is not None:
