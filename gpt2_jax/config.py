@@ -220,6 +220,23 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of a few steps, of host and device, in `<workdir>/profile`.
+
+    Attributes:
+      start: the first step traced, counted from 1 as in the metrics; 0 is off. The very first compiles, too.
+      steps: how many are traced.
+    """
+
+    start: int = 0
+    steps: int = 3
+
+    def __post_init__(self):
+        check(self.start >= 0, "profile.start", self.start, "0 (off) or the number of a step")
+        check(self.steps >= 1, "profile.steps", self.steps, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All groups of a run; attributes as in the config file."""
 
@@ -230,6 +247,7 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self):
         check(
@@ -248,6 +266,12 @@ class Config:
             self.optimizer.warmup_steps <= self.training.steps,
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
+            f"at most training.steps ({self.training.steps})",
+        )
+        check(
+            self.profile.start <= self.training.steps,
+            "profile.start",
+            self.profile.start,
             f"at most training.steps ({self.training.steps})",
         )
 

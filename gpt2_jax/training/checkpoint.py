@@ -25,7 +25,7 @@ from gpt2_jax.training.step import TrainState
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
 FREE = ("model.dtype", "model.remat", "model.scan_unroll", "training.loss_chunks", "training.accumulation_steps",
         "training.steps", "training.log_every", "training.sample_", "optimizer.", "evaluation.", "checkpoint.",
-        "mesh.", "data.retries", "data.encoder", "data.workers", "data.prepared",
+        "mesh.", "profile.", "data.retries", "data.encoder", "data.workers", "data.prepared",
         "data.fill_prepared", "data.accept_changes")  # fmt: skip
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 

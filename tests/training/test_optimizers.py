@@ -194,8 +194,8 @@ def test_adamw_is_what_it_was(tiny_model):
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
     assert jax.tree.leaves(parameter_names(states[0])) == jax.tree.leaves(parameter_names(states[1]))
     grads = jax.tree.map(jnp.cos, tiny_model)
-    jax.tree.map(np.testing.assert_array_equal,
-                 *(jax.tree.leaves(tx.update(grads, state, tiny_model)) for tx, state in zip((before, now), states)))  # fmt: skip
+    results = [jax.tree.leaves(tx.update(grads, state, tiny_model)) for tx, state in zip((before, now), states)]
+    jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 @pytest.mark.parametrize(
