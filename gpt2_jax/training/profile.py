@@ -14,13 +14,16 @@ class Trace:
 
     Args:
       config: which steps.
-      folder: made when the trace is written; `tensorboard --logdir` opens it (with the plugin "xprof").
+      folder: made when the trace is written; `tensorboard --logdir` opens it (with the plugin "xprof"). Each of several
+        processes has a folder of its own within, `process-0` and so on, as they may share a host and its name.
       first: steps done before this run.
       say: is given a line when there is a trace, or cannot be one.
     """
 
     def __init__(self, config: ProfileConfig, folder: Path, first: int, say: Callable[[str], None]):
-        self._config, self._folder, self._say = config, folder, say
+        several = jax.process_count() > 1
+        self._folder = folder / f"process-{jax.process_index()}" if several else folder
+        self._config, self._say = config, say
         self._running = False
         if 0 < config.start <= first:
             say(f"nothing is traced: profile.start ({config.start}) is before this run, which goes on from {first}")

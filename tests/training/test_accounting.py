@@ -25,14 +25,14 @@ def test_each_moment_counts_for_one_activity():
     with clock.on("evaluation"):
         time.sleep(0.02)
         with clock.on("data_wait"):
-            time.sleep(0.05)
+            time.sleep(0.2)
     with pytest.raises(ValueError), clock.on("checkpoint"):
         time.sleep(0.01)
         raise ValueError
     time.sleep(0.01)
     shares = clock.shares()
     assert sum(shares.values()) == pytest.approx(1) and set(shares) == {"training", *ACTIVITIES[2:]}
-    assert 0.05 <= clock.seconds["data_wait"] and 0.02 <= clock.seconds["evaluation"] < 0.05
+    assert clock.seconds["data_wait"] >= 0.2 and 0.02 <= clock.seconds["evaluation"] < 0.2
     assert clock.seconds["checkpoint"] >= 0.01 and clock.seconds["other"] >= 0.01
 
 
@@ -47,7 +47,7 @@ def test_compiling_is_told_from_what_it_is_part_of():
                 slow(x).block_until_ready()
         took = time.perf_counter() - start
     assert 0 < clock.seconds["compile"] < took and clock.seconds["dispatch"] >= 0
-    assert clock.seconds["compile"] + clock.seconds["dispatch"] == pytest.approx(took, abs=0.01)
+    assert took / 2 < clock.seconds["compile"] + clock.seconds["dispatch"] <= took
     assert len(told) == 1 and re.fullmatch(r"step +1  training step traced and compiled in \d+\.\d s", told[0])
     counted = clock.seconds["compile"]
     jax.jit(lambda x: x + 2)(x)  # the clock listens no more
@@ -67,7 +67,7 @@ def test_nested_spans_count_once():
 def test_the_cache_is_named_where_the_step_came_from_it():
     told = []
     clock = Clock(told.append)
-    clock.seconds["other"] = 10.0
+    clock.seconds["dispatch"] = 10.0
     for step, events in ((1, ("compile_requests_use_cache", "cache_hits")), (2, ("compile_requests_use_cache",))):
         with clock.dispatching(step):
             for event in events:
@@ -102,7 +102,9 @@ def test_a_window_is_traced_and_changes_no_loss(traced, capfd):
     files = list((traced / "run" / "profile").rglob("*.xplane.pb"))
     assert len(files) == 1
     trace = jax.profiler.ProfileData.from_file(str(files[0]))
-    events = [(event.name, dict(event.stats)) for plane in trace.planes for line in plane.lines for event in line.events]
+    events = [
+        (event.name, dict(event.stats)) for plane in trace.planes for line in plane.lines for event in line.events
+    ]
     assert sorted(stats["step_num"] for name, stats in events if name == "train") == [3, 4]
 
     config = options(traced, steps=6)
