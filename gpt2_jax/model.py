@@ -100,7 +100,8 @@ class GPT2(nnx.Module):
         V, rows = config.vocab_size, config.padded_vocab_size
         self.wte = Embedding(rows, C, keys[0], std=std, used=V)
         self.wpe = Embedding(config.n_positions, C, keys[1], std=std)
-        self.h = nnx.data(jax.vmap(lambda key: Block(config, key))(jax.random.split(keys[2], config.n_layer)))
+        # One after another: side by side they would need as much memory again for random bits.
+        self.h = nnx.data(jax.lax.map(lambda key: Block(config, key), jax.random.split(keys[2], config.n_layer)))
         self.ln_f = LayerNorm(C, epsilon=config.layer_norm_epsilon, dtype=DTYPES[config.dtype])
         if not config.tie_word_embeddings:
             self.lm_head = Embedding(rows, C, keys[3], std=std, used=V)
