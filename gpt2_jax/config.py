@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_dict
 
 from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, check, suggest
-from gpt2_jax.model import GPT2Config
+from gpt2_jax.model_config import GPT2Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,19 +163,26 @@ class MeshConfig:
       data: copies of the model, each with its part of the batch.
       fsdp: shards of every parameter and its optimizer moments; the batch is cut along this axis too.
       model: shards of attention heads, MLP width and vocabulary (tensor parallelism).
+      sequence: parts of every sequence (context parallelism); keys and values are gathered for attention.
+      slices: TPU slices that a slower network joins, or nodes, each with its part of `data`; 0 is what the devices
+        say. Where they say nothing, equal parts of them in their order.
     """
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
+    sequence: int = 1
+    slices: int = 0
 
     def __post_init__(self):
-        for axis, size in dataclasses.asdict(self).items():
+        axes = {name: size for name, size in dataclasses.asdict(self).items() if name != "slices"}
+        for axis, size in axes.items():
             check(size >= 1 or size == -1, f"mesh.{axis}", size, "at least 1, or -1 for the devices left")
+        check(self.slices >= 0, "mesh.slices", self.slices, "0 or more")
         check(
-            list(dataclasses.asdict(self).values()).count(-1) <= 1,
+            list(axes.values()).count(-1) <= 1,
             "mesh",
-            dataclasses.asdict(self),
+            axes,
             "-1 on one axis at most",
         )
 

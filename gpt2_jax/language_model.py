@@ -13,7 +13,8 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.generation import beam, contrastive, sampler, stopping
 from gpt2_jax.generation.options import DEFAULTS, Options, parse
 from gpt2_jax.generation.request import Prompt, Request, make_request
-from gpt2_jax.model import GPT2, GPT2Config, unstack
+from gpt2_jax.model import GPT2, unstack
+from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tokenizer import Tokenizer
 
 TIMED_CHUNK = 8  # new tokens between two looks at the clock

@@ -9,12 +9,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt2_jax.partitions import constrain, ways
+
 MANY_ROWS = 256  # from which a product of weights and rows is bound by arithmetic, not by reading the weights
+
+
+def as_rows(x: jax.Array) -> jax.Array:
+    """[..., C] -> [N, C], of which products are fastest on CPU; unless the mesh in force cuts sequences.
+
+    Rows of cut sequences are no even pieces of N, and XLA would gather them.
+    """
+    return x if ways("sequence") > 1 else x.reshape(-1, x.shape[-1])
 
 
 @jax.custom_vjp
 def add_row(x: jax.Array, row: jax.Array) -> jax.Array:
-    """`x [N, O] + row [O]`, whose gradient for `row` is summed by a matrix product.
+    """`x [N, O] + row [O]`, N of any number of axes, whose gradient for `row` is summed by a matrix product.
 
     XLA sums columns on CPU several times slower than its matrix products do.
     """
@@ -22,7 +32,11 @@ def add_row(x: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def _add_row_backward(_, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return g, jnp.ones((g.shape[0],), g.dtype) @ g
+    return g, _sum_of_rows(g)
+
+
+def _sum_of_rows(g: jax.Array) -> jax.Array:
+    return jnp.ones((g.shape[0],), g.dtype) @ g if g.ndim == 2 else g.sum(range(g.ndim - 1))
 
 
 add_row.defvjp(lambda x, row: (x + row, None), _add_row_backward)
@@ -36,7 +50,7 @@ def scale_row(x: jax.Array, row: jax.Array) -> jax.Array:
 
 def _scale_row_backward(residuals, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, row = residuals
-    return g * row, jnp.ones((g.shape[0],), g.dtype) @ (g * x)
+    return g * row, _sum_of_rows(g * x)
 
 
 scale_row.defvjp(lambda x, row: (x * row, (x, row)), _scale_row_backward)
@@ -60,8 +74,16 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        y = x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)  # [N, O]
-        return add_row(y, bias.reshape(-1)).reshape(*x.shape[:-1], *bias.shape)
+        rows = as_rows(x)
+        if kernel.ndim > 2 and ways("model") > 1:
+            # Merging axes of which the last is cut would gather the kernel.
+            y = jnp.einsum("...i,iko->...ko", rows, kernel) + bias
+            return y.reshape(*x.shape[:-1], *bias.shape)
+        matrix = kernel.reshape(kernel.shape[0], -1)
+        if kernel.ndim > 2:
+            # So that its gradient is scattered as a matrix: of [1600, 3, 1600] XLA for TPUs cannot, and sums all of it.
+            matrix = constrain(matrix, "<matrix>")
+        return add_row(rows @ matrix, bias.reshape(-1)).reshape(*x.shape[:-1], *bias.shape)
 
 
 class TransposedLinear(nnx.Module):
@@ -97,7 +119,7 @@ class LayerNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)  # [N, C]
+        rows = as_rows(x).astype(jnp.float32)  # [N, C]
         rows = rows - rows.mean(-1, keepdims=True)
         rows = rows * jax.lax.rsqrt(jnp.square(rows).mean(-1, keepdims=True) + self.epsilon)
         rows = add_row(scale_row(rows, self.scale[...]), self.bias[...])

@@ -6,142 +6,23 @@ blocks are stacked on a leading axis under `h` and scanned; decoding takes them 
 Axes: B batch, T query length, S key length, H heads, K head size, C n_embd, V vocabulary, L layers, N = B * T rows.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from gpt2_jax.attention import KVCache, attend, attend_cached, attend_causally
+from gpt2_jax.attention import KVCache, attend_cached, attend_causally
+from gpt2_jax.engines import make_attention
 from gpt2_jax.errors import InputError
-from gpt2_jax.layers import MANY_ROWS, Embedding, LayerNorm, Linear, TransposedLinear, add_row, dropout
-
-ACTIVATIONS = {
-    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_fast": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
-    "tanh": jnp.tanh,
-}
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-REMAT_POLICIES = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class GPT2Config:
-    """The shape of a model; defaults are GPT-2 small (124M).
-
-    The first block of fields is GPT-2's own `config.json`, same names and meanings.
-
-    Attributes:
-      vocab_size: entries of the vocabulary, V.
-      n_positions: longest context in tokens.
-      n_embd: width C; `n_head` must divide it.
-      n_layer, n_head: blocks and attention heads.
-      n_inner: width of the MLP; None is 4 * n_embd.
-      activation_function: the MLP's, one of `ACTIVATIONS`.
-      resid_pdrop, embd_pdrop, attn_pdrop: dropout rates after each residual branch, the embeddings, the softmax.
-      layer_norm_epsilon: added to the variance.
-      initializer_range: standard deviation of initial weights; residual projections take it times 1/sqrt(2 n_layer).
-      scale_attn_weights: divide attention scores by sqrt(K).
-      scale_attn_by_inverse_layer_idx: divide them by 1 + the layer's index, too.
-      reorder_and_upcast_attn: multiply queries with keys in float32, whatever `dtype` is.
-      tie_word_embeddings: the output layer is the input embedding.
-      dtype: of activations and matrix products: "float32" or "bfloat16"; parameters are always float32.
-      remat: what the backward pass recomputes: "none", "dots" (all but matrix products) or "full".
-      scan_unroll: blocks per iteration of the scan; n_layer compiles longest and is the fastest on CPU.
-      vocab_multiple: embeddings are padded in memory to a multiple of this; padding is never predicted or saved.
-    """
-
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
-    activation_function: str = "gelu_new"
-    resid_pdrop: float = 0.1
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    scale_attn_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    reorder_and_upcast_attn: bool = False
-    tie_word_embeddings: bool = True
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
-    scan_unroll: int = 1
-    vocab_multiple: int = 128
-
-    def __post_init__(self):
-        sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "scan_unroll", "vocab_multiple")
-        for name in (*sizes, "n_inner"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"model.{name} is {value}; it must be at least 1")
-        if self.n_embd % self.n_head:
-            raise InputError(
-                f"model.n_head is {self.n_head}, which does not divide model.n_embd ({self.n_embd}); "
-                f"use one of {', '.join(str(n) for n in range(1, 129) if self.n_embd % n == 0)}"
-            )
-        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
-        for name in ("layer_norm_epsilon", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
-        for name, known in (("activation_function", ACTIVATIONS), ("dtype", DTYPES), ("remat", REMAT_POLICIES)):
-            if getattr(self, name) not in known:
-                raise InputError(f"model.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding in memory."""
-        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
-
-    @property
-    def head_size(self) -> int:
-        return self.n_embd // self.n_head
-
-    def attention_scales(self) -> jax.Array:
-        """The factor of each layer's attention scores, float32 [L]."""
-        scale = self.head_size**-0.5 if self.scale_attn_weights else 1.0
-        layers = np.arange(1, self.n_layer + 1) if self.scale_attn_by_inverse_layer_idx else np.ones(self.n_layer)
-        return jnp.asarray(scale / layers, jnp.float32)
-
-
-PRESETS = {
-    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},  # 124M
-    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},  # 355M
-    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},  # 774M
-    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},  # 1558M
-}
-
-
-def preset(name: str) -> dict[str, int]:
-    """The fields in which a published size differs from `GPT2Config()`: `GPT2Config(**preset("gpt2-xl"))`.
-
-    Raises:
-      InputError: `name` is none of gpt2, gpt2-medium, gpt2-large, gpt2-xl.
-    """
-    if name not in PRESETS:
-        raise InputError(f"there is no preset {name!r}; it must be one of {', '.join(PRESETS)}")
-    return dict(PRESETS[name])
+from gpt2_jax.layers import MANY_ROWS, Embedding, LayerNorm, Linear, TransposedLinear, add_row, as_rows, dropout
+from gpt2_jax.model_config import ACTIVATIONS, DTYPES, REMAT_POLICIES, GPT2Config
+from gpt2_jax.partitions import constrain
 
 
 class Attention(nnx.Module):
@@ -162,6 +43,7 @@ class Attention(nnx.Module):
         heads = self.c_attn(x).reshape(B, T, 3, config.n_head, config.head_size)
         q, k, v = jnp.unstack(heads.transpose(2, 0, 3, 1, 4))  # [B, H, T, K]
         y, kept = attention(q, k, v, keys[0])
+        y = checkpoint_name(y, "attention")
         y = self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
         return dropout(y, config.resid_pdrop, keys[1]), kept
 
@@ -195,8 +77,8 @@ class Block(nnx.Module):
         """x [B, T, C] -> ([B, T, C], what `attention` keeps), see `Attention`."""
         keys = (None, None) if key is None else jax.random.split(key)
         y, kept = self.attn(self.ln_1(x), attention, keys[0])
-        x = x + y
-        return x + self.mlp(self.ln_2(x), keys[1]), kept
+        x = constrain(x + y, "<stream>")
+        return constrain(x + self.mlp(self.ln_2(x), keys[1]), "<stream>"), kept
 
 
 class GPT2(nnx.Module):
@@ -258,21 +140,14 @@ class GPT2(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         T = tokens.shape[1]
         table = self.wpe.embedding[:T] if positions is None else self.wpe.embedding[positions]
-        x = dropout(self._embed(tokens, table), config.embd_pdrop, keys[0])
-        mask = jnp.tril(jnp.ones((T, T), bool))  # [T, S]
-        if segments is not None:
-            mask &= (segments[:, :, None] == segments[:, None, :])[:, None]  # [B, 1, T, S]
+        x = constrain(dropout(self._embed(tokens, table), config.embd_pdrop, keys[0]), "<stream>")
+        attend = make_attention(config, T, segments)
         block_keys = None if key is None else jax.random.split(keys[1], config.n_layer)
 
         def block(x, layer):
             h, scale, key = layer
 
-            def attention(q, k, v, key):
-                on_weights = lambda weights: dropout(weights, config.attn_pdrop, key)
-                upcast = config.reorder_and_upcast_attn
-                return attend(q, k, v, scale, mask, upcast=upcast, on_weights=on_weights), None
-
-            return h(x, attention, key)
+            return h(x, lambda q, k, v, key: (attend(q, k, v, scale, key), None), key)
 
         if config.remat != "none":
             block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
@@ -334,14 +209,15 @@ class GPT2(nnx.Module):
         """states [..., C] -> float32 logits [..., padded V]; those of padding are the lowest finite number."""
         config = self.config
         table = (self.wte if config.tie_word_embeddings else self.lm_head).embedding[...].astype(x.dtype)
-        rows = x.reshape(-1, x.shape[-1])
-        few = len(rows) < MANY_ROWS  # as in TransposedLinear
-        operands = ("vc,nc->vn", table, rows) if few else ("nc,vc->nv", rows, table)
+        rows = as_rows(x)
+        few = rows.ndim == 2 and len(rows) < MANY_ROWS  # as in TransposedLinear
+        operands = ("vc,nc->vn", table, rows) if few else ("...c,vc->...v", rows, table)
         logits = jnp.einsum(*operands, preferred_element_type=jnp.float32)
         if config.padded_vocab_size != config.vocab_size:
             real = jnp.arange(config.padded_vocab_size) < config.vocab_size
             logits = jnp.where(real[:, None] if few else real, logits, jnp.finfo(jnp.float32).min)
-        return (logits.T if few else logits).reshape(*x.shape[:-1], -1)
+        logits = (logits.T if few else logits).reshape(*x.shape[:-1], -1)
+        return constrain(logits, "<logits>") if logits.ndim == 3 else logits
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """tokens [B, T], position rows [T, C] or [B, T, C] -> [B, T, C] in `config.dtype`."""

@@ -12,13 +12,14 @@ from gpt2_jax import compilation_cache, tokenizer, weights
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.language_model import LanguageModel
-from gpt2_jax.model import GPT2, GPT2Config
+from gpt2_jax.model import GPT2
+from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.resizing import resize
 from gpt2_jax.tensor_files import writing
 from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
 
 # Fields of GPT-2's config.json: those of GPT2Config that it has, too, in the order of the class.
-OWN_FIELDS = ("dtype", "remat", "scan_unroll", "vocab_multiple")
+OWN_FIELDS = ("dtype", "attention", "remat", "scan_unroll", "vocab_multiple")
 FIELDS = [field.name for field in dataclasses.fields(GPT2Config) if field.name not in OWN_FIELDS]
 # What changes the forward pass elsewhere and is not done here, unless it has this value.
 REFUSED = {"add_cross_attention": False, "pruned_heads": {}, "quantization_config": None, "adapters": None}

@@ -1,10 +1,7 @@
-"""How a run lies on devices: the mesh, and one table from parameter names to partitions.
-
-Mesh axes: `data` (the batch), `fsdp` (the batch, and shards of every parameter), `model` (heads, MLP, vocabulary).
-"""
+"""How a run lies on devices: the mesh, and the shardings of trees and batches on it, by the table in partitions.py."""
 
 import math
-import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,29 +11,18 @@ from jax.sharding import PartitionSpec as P
 
 from gpt2_jax.config import MeshConfig
 from gpt2_jax.errors import InputError
-from gpt2_jax.model import GPT2Config, parameter_name
-
-AXES = ("data", "fsdp", "model")
-BATCH = P(("data", "fsdp"))
-
-# The first pattern found in a parameter's name decides, for the parameter and for its optimizer moments alike.
-RULES = (
-    (r"(wte|lm_head)\.embedding$", P("model", "fsdp")),  # [V, C]
-    (r"wpe\.embedding$", P(None, "fsdp")),  # [n_positions, C]
-    (r"h\.attn\.c_attn\.kernel$", P(None, "fsdp", None, "model")),  # [L, C, 3, C]
-    (r"h\.attn\.c_attn\.bias$", P(None, None, "model")),  # [L, 3, C]
-    (r"h\.mlp\.c_fc\.kernel$", P(None, "fsdp", "model")),  # [L, C, n_inner]
-    (r"h\.mlp\.c_fc\.bias$", P(None, "model")),  # [L, n_inner]
-    (r"h\.\w+\.c_proj\.kernel$", P(None, "model", "fsdp")),  # [L, C or n_inner, C]
-    (r"", P()),  # other biases, layer norms, scalars
-)
+from gpt2_jax.model import parameter_name
+from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.partitions import AXES, spec_of
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh (data, fsdp, model) over all devices, or over those given.
+    """The mesh of `partitions.AXES` over all devices, or over those given.
+
+    Within a slice, neighbours along an axis are neighbours of the network; several slices are parts of the `data` axis.
 
     Raises:
-      InputError: the axes' product is not the number of devices.
+      InputError: the axes' product is not the number of devices, or the slices do not divide them or `data`.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in AXES]
@@ -52,16 +38,45 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             else f"{wanted} is {math.prod(sizes)} devices and there are {len(devices)}; set one axis to -1 to take all "
             "that the others leave"
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = _slices(config, devices)
+    if sizes[0] % len(slices):
+        raise InputError(
+            f"mesh.data is {sizes[0]}, and the devices are {len(slices)} slices, over whose slow network only the batch"
+            f" is cut; make it a multiple of {len(slices)}, or -1"
+        )
+    within = (sizes[0] // len(slices), *sizes[1:])
+    auto = (AxisType.Auto,) * len(AXES)
+    meshes = [jax.make_mesh(within, AXES, axis_types=auto, devices=of_slice) for of_slice in slices]
+    return Mesh(np.concatenate([mesh.devices for mesh in meshes]), AXES, axis_types=auto)
 
 
-def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int]) -> None:
+def _slices(config: MeshConfig, devices: list[jax.Device]) -> list[list[jax.Device]]:
+    """The devices of each slice: as they say themselves, or equal parts in their order."""
+    of_slice: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        of_slice.setdefault(getattr(device, "slice_index", 0) or 0, []).append(device)
+    found = list(of_slice.values())
+    wanted = config.slices or len(found)
+    if len(found) == 1:
+        if len(devices) % wanted:
+            raise InputError(f"mesh.slices is {wanted}, which does not divide the {len(devices)} devices")
+        size = len(devices) // wanted
+        return [devices[start : start + size] for start in range(0, len(devices), size)]
+    if wanted != len(found):
+        raise InputError(
+            f"mesh.slices is {wanted}, and the devices are of {len(found)}; set it to 0 to take what is there"
+        )
+    return found
+
+
+def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int], lengths: dict[str, int]) -> None:
     """Raises `InputError` unless the batches and the model's axes divide over the mesh.
 
     Args:
       mesh: from `make_mesh`.
       model: its heads, width, MLP and padded vocabulary are what is cut.
       batch_sizes: sequences in one device step, by the name of the option to blame.
+      lengths: positions that are cut together, likewise.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for option, size in batch_sizes.items():
@@ -76,28 +91,41 @@ def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int]) -> No
         ("model", "model.n_inner", inner),
         ("model", "the padded vocabulary (see model.vocab_multiple)", model.padded_vocab_size),
         ("fsdp", "model.n_embd", model.n_embd),
+        *(("sequence", option, length) for option, length in lengths.items()),
     ):
         if size % mesh.shape[axis]:
-            raise InputError(f"{option} is {size}; it must be a multiple of mesh.{axis} ({mesh.shape[axis]})")
+            divisors = [str(n) for n in range(1, mesh.size + 1) if size % n == 0]
+            raise InputError(
+                f"{option} is {size}; it must be a multiple of mesh.{axis} ({mesh.shape[axis]}): set that to one of "
+                f"{', '.join(divisors)}"
+            )
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A `NamedSharding` for each leaf (an array or a shape) by its name and `RULES`; scalars are on every device."""
+    """A `NamedSharding` for each leaf (an array or a shape) by its name; scalars are on every device."""
 
     def sharding(path, leaf) -> NamedSharding:
-        name = parameter_name(path)
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, name)) if leaf.ndim else P()
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, spec_of(parameter_name(path)) if leaf.ndim else P())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's rows of a batch -> arrays of the whole batch, cut over (data, fsdp)."""
-    sharding = NamedSharding(mesh, BATCH)
+    sharding = NamedSharding(mesh, spec_of("<batch>"))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def on_mesh(mesh: Mesh, function: Callable) -> Callable:
+    """`function` with the mesh in force, which `partitions.constrain` and the attention engines look for."""
+
+    def call(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return function(*args)
+
+    return call
 
 
 def on_one_device(tree: Any, mesh: Mesh) -> Any:

@@ -12,7 +12,7 @@
 
 import numpy as np
 
-from gpt2_jax.model import GPT2Config
+from gpt2_jax.model_config import GPT2Config
 
 
 def file_shapes(config: GPT2Config, flax_order: bool) -> dict[str, tuple[int, ...]]:

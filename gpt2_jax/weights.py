@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.model import GPT2, GPT2Config, model_of_shapes, parameter_name, unstack
+from gpt2_jax.model import GPT2, model_of_shapes, parameter_name, unstack
+from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tensor_files import TYPES, Tensor, read_msgpack, read_safetensors, write_msgpack, write_safetensors
 from gpt2_jax.weight_layout import file_shapes, name_in_file, plain_name, to_file, to_model
 

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from gpt2_jax.model import GPT2, GPT2Config
+from gpt2_jax.model import GPT2
+from gpt2_jax.model_config import GPT2Config
 
 jax.config.update("jax_platforms", "cpu")
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from gpt2_jax.config import MeshConfig, OptimizerConfig
-from gpt2_jax.sharding import global_batch, make_mesh, tree_shardings
+from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, tree_shardings
 from gpt2_jax.training import loop
 from gpt2_jax.training import run as parts
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
@@ -23,7 +23,7 @@ def run(config, batches, *, mesh=None, devices=None, **options):
     shardings = tree_shardings(jax.eval_shape(init), mesh)
     state = jax.jit(init, out_shardings=shardings)()
     step = make_train_step(tx, make_schedule(OPTIMIZER, 100), **options)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    step = on_mesh(mesh, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)))
     curve = []
     for batch in batches:
         state, metrics = step(state, global_batch(batch, mesh))

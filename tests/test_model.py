@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from gpt2_jax import InputError
-from gpt2_jax.model import ACTIVATIONS, GPT2, GPT2Config, num_parameters, parameter_names, preset, unstack
+from gpt2_jax.model import GPT2, num_parameters, parameter_names, unstack
+from gpt2_jax.model_config import ACTIVATIONS, GPT2Config, preset
 
 
 def build(config: GPT2Config, seed: int = 0) -> GPT2:

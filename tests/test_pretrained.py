@@ -13,7 +13,8 @@ import pytest
 import gpt2_jax
 from gpt2_jax import Config, InputError, LanguageModel, weights
 from gpt2_jax.config import CheckpointConfig
-from gpt2_jax.model import GPT2, GPT2Config
+from gpt2_jax.model import GPT2
+from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.pretrained import FIELDS, load_config
 from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe, train_characters
 from gpt2_jax.training.checkpoint import Checkpoints

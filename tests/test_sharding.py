@@ -9,7 +9,8 @@ from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import InputError
 from gpt2_jax.config import MeshConfig, OptimizerConfig
-from gpt2_jax.model import GPT2Config, parameter_name
+from gpt2_jax.model import parameter_name
+from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
 from gpt2_jax.training.optimizer import make_optimizer
 from gpt2_jax.training.step import init_state

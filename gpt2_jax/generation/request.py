@@ -8,7 +8,7 @@ import numpy as np
 from gpt2_jax.errors import InputError
 from gpt2_jax.generation.options import Options
 from gpt2_jax.generation.sampling import SCALARS, Sampling
-from gpt2_jax.model import GPT2Config
+from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray

@@ -22,10 +22,12 @@ from gpt2_jax.model import GPT2
 from gpt2_jax.training.step import TrainState
 
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
-FREE = ("model.dtype", "model.remat", "model.scan_unroll", "training.loss_chunks", "training.accumulation_steps",
-        "training.steps", "training.log_every", "training.sample_", "optimizer.", "evaluation.", "checkpoint.",
-        "mesh.", "data.retries", "data.encoder", "data.workers", "data.prepared",
-        "data.fill_prepared", "data.accept_changes")  # fmt: skip
+FREE = (
+    *("model.dtype", "model.attention", "model.remat", "model.scan_unroll", "training.loss_chunks", "mesh."),
+    *("training.accumulation_steps", "training.steps", "training.log_every", "training.sample_", "optimizer."),
+    *("evaluation.", "checkpoint.", "data.retries", "data.encoder", "data.workers", "data.prepared"),
+    *("data.fill_prepared", "data.accept_changes"),
+)
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
 

@@ -17,7 +17,7 @@ from clu import metric_writers
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
-from gpt2_jax.model import GPT2Config
+from gpt2_jax.model_config import GPT2Config
 
 # Nominal bfloat16 FLOP/s of one device, without sparsity; the first pattern in `device_kind` decides.
 PEAK_FLOPS = (

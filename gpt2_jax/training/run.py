@@ -14,6 +14,7 @@ from clu.metric_writers import MetricWriter
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from gpt2_jax import engines
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
 from gpt2_jax.data.corpus import Batches, Corpus, open_corpus
@@ -21,7 +22,7 @@ from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
-from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
+from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_mesh, on_one_device, tree_shardings
 from gpt2_jax.training import metrics
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
 from gpt2_jax.training.memory import keep_freed_memory
@@ -65,7 +66,7 @@ class Run:
         corpus = open_corpus(unbound, data_folder(unbound, workdir), say)
         config = bind_vocabulary(options, len(corpus.tokenizer))
         corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
-        parts = config.training.accumulation_steps
+        parts, T = config.training.accumulation_steps, config.sequence_length
         check_mesh(
             mesh,
             config.model,
@@ -73,8 +74,11 @@ class Run:
                 "training.batch_size / training.accumulation_steps": config.training.batch_size // parts,
                 "evaluation.batch_size": eval_batch_size(config),
             },
+            {"the sequence length / training.loss_chunks": T // config.training.loss_chunks},
         )
-        init = functools.partial(init_state, config.model, tx, config.training.seed)
+        engine = engines.choose(config.model, mesh.devices.flat[0].platform, T, mesh.shape["sequence"])
+        model = dataclasses.replace(config.model, attention=engine)
+        init = functools.partial(init_state, model, tx, config.training.seed)
         shapes = jax.eval_shape(init)
         shardings = tree_shardings(shapes, mesh)
         train_step = make_train_step(tx, schedule, accumulation_steps=parts, loss_chunks=config.training.loss_chunks)
@@ -85,8 +89,8 @@ class Run:
             init=init,
             shapes=shapes,
             shardings=shardings,
-            train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
-            eval_step=jax.jit(functools.partial(eval_step, loss_chunks=config.training.loss_chunks)),
+            train_step=on_mesh(mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))),
+            eval_step=on_mesh(mesh, jax.jit(functools.partial(eval_step, loss_chunks=config.training.loss_chunks))),
             say=say,
         )
 

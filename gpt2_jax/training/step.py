@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt2_jax.model import GPT2, GPT2Config
+from gpt2_jax.model import GPT2
+from gpt2_jax.model_config import GPT2Config
 
 Batch = dict[str, jax.Array]
 
@@ -59,7 +60,8 @@ def sum_of_losses(model: GPT2, batch: Batch, *, key: jax.Array | None = None, ch
         return chunk_loss(x, targets, batch["mask"])
 
     def split(a):  # [B, T, ...] -> [chunks, B, T / chunks, ...]
-        return a.reshape(a.shape[0], chunks, a.shape[1] // chunks, *a.shape[2:]).swapaxes(0, 1)
+        # Part i takes positions i, i + n, ...: a device that has some of the positions has some of every part.
+        return jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunks, chunks, *a.shape[2:]), 2, 0)
 
     recomputed = jax.checkpoint(chunk_loss, prevent_cse=False)
     parts = (split(x), split(targets), split(batch["mask"]))

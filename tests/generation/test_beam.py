@@ -9,7 +9,8 @@ from gpt2_jax import InputError
 from gpt2_jax.generation import beam
 from gpt2_jax.generation.sampler import start_state
 from gpt2_jax.generation.sampling import Sampling
-from gpt2_jax.model import GPT2, GPT2Config, unstack
+from gpt2_jax.model import GPT2, unstack
+from gpt2_jax.model_config import GPT2Config
 
 V, END = 9, 3
 PROMPTS = [[1, 2], [5] * 18, [7, 0, 8]]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gpt2_jax.config import Config, MeshConfig
-from gpt2_jax.model import GPT2Config
+from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import make_mesh
 from gpt2_jax.training import metrics
 
