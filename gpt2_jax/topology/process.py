@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,8 @@ def compile_elsewhere(
         the mesh does not fit.
     """
     modules, what, extra = NEEDED[topology.platform]
+    if shutil.which(python) is None:
+        raise InputError(f"there is no interpreter {python}; --python names one that has the compiler")
     if subprocess.run([python, "-c", HAS, *modules], check=False).returncode:
         raise InputError(f"{what} is not installed in {python}; pip install 'gpt2_jax[{extra}]'")
     request = {
