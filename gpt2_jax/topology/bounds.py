@@ -92,6 +92,10 @@ def sent_bytes(collectives: list[Collective], slice_of: list[int]) -> dict[str, 
     """
     sent = Counter(interconnect=0.0, network=0.0)
     for c in collectives:
+        if c.between_slices:
+            again = 2 * (c.group_size - 1) / c.group_size if c.kind == "all-reduce" else 1.0
+            sent["network"] += again * c.executions * c.bytes
+            continue
         slices = len({slice_of[device] for device in c.groups[0]})
         within = c.group_size // slices
         times = {"all-reduce": 2.0}.get(c.kind, 1.0) * c.executions * c.bytes

@@ -26,9 +26,9 @@ class Collective:
     Attributes:
       kind: one of `KINDS`.
       bytes: of the whole array on one device: the result of an all-gather, what goes into a reduce-scatter.
-      groups: the devices, by their place in the mesh, that exchange with each other.
+      groups: the devices, by their place in the mesh, that exchange with each other; between slices, the slices.
       executions: in a run of the program.
-      name: where it is from, XLA's `op_name`; "" if it does not say.
+      name: where it is from, XLA's `op_name`, its own or that of what calls it; "" if neither says.
       types: its type in the text.
     """
 
@@ -38,6 +38,7 @@ class Collective:
     executions: int
     name: str
     types: str
+    between_slices: bool = False
 
     @property
     def group_size(self) -> int:
@@ -65,23 +66,25 @@ def read(text: str) -> Program:
     computations, entry = _computations(text)
     collectives, calls, unknown = [], Counter(), 0
 
-    def visit(name: str, executions: int, scatters: bool) -> None:
+    def visit(computation: str, executions: int, scatters: bool, caller: str) -> None:
         nonlocal unknown
-        for line in computations[name]:
-            if found := _collective(line, executions, scatters):
+        for line in computations[computation]:
+            name = re.search(r'op_name="([^"]*)"', line)
+            name = name.group(1) if name else caller
+            if found := _between_slices(line, executions, name) or _collective(line, executions, scatters, name):
                 collectives.append(found)
             if target := re.search(r'custom_call_target="([^"]+)"', line):
                 calls[target.group(1)] += executions
             if loop := re.search(r" while\(.*body=%?([\w.\-]+)", line):
                 times = _trip_count(line, computations)
                 unknown += times is None
-                visit(loop.group(1), executions * (times or 1), scatters)
+                visit(loop.group(1), executions * (times or 1), scatters, name)
                 continue
             for called in _called(line):
                 if called in computations:
-                    visit(called, executions, scatters or "all-reduce-scatter" in called)
+                    visit(called, executions, scatters or "all-reduce-scatter" in called, name)
 
-    visit(entry, 1, False)
+    visit(entry, 1, False, "")
     return Program([c for c in collectives if c.group_size > 1], dict(calls), unknown)
 
 
@@ -122,7 +125,7 @@ def _trip_count(line: str, computations: dict[str, list[str]]) -> int | None:
     return int(constants[0]) if counted else None
 
 
-def _collective(line: str, executions: int, scatters: bool) -> Collective | None:
+def _collective(line: str, executions: int, scatters: bool, name: str) -> Collective | None:
     match = re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line)
     if not match:
         return None
@@ -137,8 +140,22 @@ def _collective(line: str, executions: int, scatters: bool) -> Collective | None
         size *= n
     if kind == "all-reduce" and scatters:
         kind = "reduce-scatter"
-    name = re.search(r'op_name="([^"]*)"', line)
-    return Collective(kind, size, groups, executions, name.group(1) if name else "", types[:200])
+    return Collective(kind, size, groups, executions, name, types[:200])
+
+
+def _between_slices(line: str, executions: int, name: str) -> Collective | None:
+    """What the TPU's runtime does over the data centre's network, for which the program sends to its host."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', line)
+    sent = re.search(r"= \((\w+\[[\d,]*\]).* send\(", line)
+    if not (kind and sent):
+        return None
+    slices = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', line)
+    if slices is None:
+        raise ValueError(f"unknown notation of slices in the compiler's text: {line.strip()[:300]}")
+    ends = [list(map(int, part.split(":"))) for part in slices.group(1).split(",")]
+    group = tuple(number for end in ends for number in range(end[0], end[-1] + 1))
+    kind = kind.group(1).lower().replace("_", "-")
+    return Collective(kind, _bytes(sent.group(1)), (group,), executions, name, sent.group(1), between_slices=True)
 
 
 def _bytes(types: str) -> float:
@@ -151,7 +168,7 @@ def _bytes(types: str) -> float:
 
 
 def _groups(line: str) -> tuple[tuple[int, ...], ...]:
-    """The groups of devices of a collective, in any of XLA's three notations."""
+    """The groups of devices of a collective, in any of XLA's notations."""
     if "source_target_pairs=" in line:
         pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", line)
         return tuple(_braced(pairs.group(1))) if pairs else ((0,),)
@@ -160,13 +177,18 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         shape, source, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
         return _rows(np.arange(math.prod(source)).reshape(source).transpose(order).reshape(shape))
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1)))
-        along = re.findall(r"'(\w+)'(?=,|$)", axes.group(2))
-        if along and len(along) == axes.group(2).count(",") + 1:
+    order = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if axes := re.search(rf"replica_groups=mesh\[([^\]]*)\]{order} \{{([^}}]*)\}}", line):
+        sizes, along = dict(re.findall(r"'(\w+)'=(\d+)", axes.group(1))), axes.group(4).split(",")
+        along = [axis.strip("'") for axis in along]
+        if set(along) <= set(sizes):
             shape, names = [int(size) for size in sizes.values()], list(sizes)
-            order = [i for i, name in enumerate(names) if name not in along] + [names.index(name) for name in along]
-            devices = np.arange(math.prod(shape)).reshape(shape).transpose(order)
+            devices = np.arange(math.prod(shape))
+            if axes.group(2):
+                source, permutation = (tuple(map(int, p.split(","))) if p else None for p in axes.group(2, 3))
+                devices = devices.reshape(source).transpose(permutation)
+            last = [i for i, name in enumerate(names) if name not in along] + [names.index(name) for name in along]
+            devices = devices.reshape(shape).transpose(last)
             return _rows(devices.reshape(-1, math.prod(int(sizes[name]) for name in along)))
     raise ValueError(f"unknown notation of groups of devices in the compiler's text: {line.strip()[:300]}")
 

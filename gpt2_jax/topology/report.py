@@ -56,7 +56,13 @@ def summarize(
         "has": topology.chip.memory,
         "collectives": _by_kind(collectives),
         "largest": [
-            {"kind": c.kind, "count": c.executions, "bytes": c.bytes, "group_size": c.group_size, "name": c.name}
+            {
+                "kind": c.kind,
+                "count": c.executions,
+                "bytes": c.bytes,
+                "among": f"{c.group_size} {'slices' if c.between_slices else 'devices'}",
+                "name": c.name,
+            }
             for c in ordered[:LARGEST]
         ],
         "custom_calls": counted["custom_calls"],
@@ -75,8 +81,9 @@ def summarize(
 def _by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
     kinds: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "bytes": 0.0})
     for c in collectives:
-        kinds[c.kind]["count"] += c.executions
-        kinds[c.kind]["bytes"] += c.executions * c.bytes
+        kind = f"{c.kind} between slices" if c.between_slices else c.kind
+        kinds[kind]["count"] += c.executions
+        kinds[kind]["bytes"] += c.executions * c.bytes
     return dict(sorted(kinds.items()))
 
 
@@ -105,9 +112,7 @@ def _of_a_program(summary: dict[str, Any]) -> list[str]:
     lines = ["", "bytes on a device:  " + ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())]
     lines.append("collectives a step: " + (_collectives(summary["collectives"]) or "none"))
     for c in summary["largest"]:
-        lines.append(
-            f"  {c['count']:>5} x {_size(c['bytes']):>10}  {c['kind']} of {c['group_size']} devices  {c['name'][-90:]}"
-        )
+        lines.append(f"  {c['count']:>5} x {_size(c['bytes']):>10}  {c['kind']} of {c['among']}  {c['name'][-90:]}")
     if summary["unknown_loops"]:
         lines.append(f"loops of unknown length, whose content counts once: {summary['unknown_loops']}")
     calls = ", ".join(f"{name} {count}" for name, count in sorted(summary["custom_calls"].items()))

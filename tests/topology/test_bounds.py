@@ -55,6 +55,8 @@ def test_bytes_sent():
     assert sent(collective("reduce-scatter", eight), [0] * 8) == (2 * 70, 0)
     assert sent(collective("all-reduce", eight), [0] * 8) == (4 * 70, 0)
     assert sent(collective("collective-permute", ((0, 1), (1, 0))), [0] * 8) == (160, 0)
+    between = dataclasses.replace(collective("all-reduce", ((1, 2),)), between_slices=True)
+    assert sent(between, slice_of) == (0, 2 * 80)
     assert sent(collective("all-reduce", eight), slice_of) == (4 * 60, 4 * 80 / 4 / 2)
     assert sent(collective("all-reduce", ((0, 4), (1, 5))), slice_of) == (0, 4 * 80 / 2)
     assert sent(collective("collective-permute", ((0, 4), (4, 0))), slice_of) == (0, 160)

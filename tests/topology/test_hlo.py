@@ -19,7 +19,7 @@ TPU = """HloModule jit_step
 
 %body (state: (s32[], f32[64,8])) -> (s32[], f32[64,8]) {
   %gather = bf16[64,8]{1,0:T(8,128)} all-gather(%x), replica_groups=mesh['a'=1,'b'=8] {'b'}, metadata={op_name="wte"}
-  %scatter = f32[8,8]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  %scatter = f32[8,8]{1,0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="grad"}
   %alone = f32[64]{0} all-reduce(%z), replica_groups=[8,1]<=[8], to_apply=%add
 }
 
@@ -66,7 +66,7 @@ def test_a_tpus_text():
         ("all-gather", 3, 64 * 8 * 2, 8), ("all-reduce", 1, 40, 2), ("reduce-scatter", 3, 64 * 8 * 4, 8)
     ]  # fmt: skip
     assert {c.kind: c.groups for c in program.collectives}["all-reduce"] == ((0, 4), (1, 5), (2, 6), (3, 7))
-    assert {c.name for c in program.collectives} == {"wte", ""}
+    assert {c.name for c in program.collectives} == {"wte", "grad", ""}
     assert program.custom_calls == {"tpu_custom_call": 1} and program.unknown_loops == 0
 
 
@@ -83,7 +83,8 @@ def test_a_gpus_text():
     ("notation", "groups"),
     [("{{0,1},{2,3}}", ((0, 1), (2, 3))), ("[2,2]<=[4]", ((0, 1), (2, 3))), ("[2,2]<=[2,2]T(1,0)", ((0, 2), (1, 3))),
      ("mesh['x'=2,'y'=2] {'y'}", ((0, 1), (2, 3))), ("mesh['x'=2,'y'=2] {'x'}", ((0, 2), (1, 3))),
-     ("mesh['x'=2,'y'=2] {'x','y'}", ((0, 1, 2, 3),))],
+     ("mesh['x'=2,'y'=2] {'x','y'}", ((0, 1, 2, 3),)),
+     ("mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'y'}", ((0, 2), (1, 3)))],
 )  # fmt: skip
 def test_groups(notation, groups):
     line = f"%a = f32[2] all-reduce(%p), replica_groups={notation}, to_apply=%add"
@@ -97,3 +98,12 @@ def test_what_is_not_known_is_not_counted_as_nothing():
         hlo.read(f"ENTRY %main (p: f32[2]) -> f32[2] {{\n  {line}\n}}\n")
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.read("nothing")
+
+
+def test_what_goes_over_the_network_between_slices():
+    line = (
+        "%s = (f32[4,8]{1,0}, u32[], token[]) send(%x, %t), is_host_transfer=true, frontend_attributes={"
+        '_xla_megascale_target="{1:2}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    )
+    (found,) = hlo.read(f"ENTRY %main (p: f32[2]) -> f32[2] {{\n  {line}\n}}\n").collectives
+    assert (found.kind, found.bytes, found.groups, found.between_slices) == ("all-reduce", 128, ((1, 2),), True)
