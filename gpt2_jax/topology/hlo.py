@@ -132,9 +132,9 @@ def _collective(line: str, executions: int, scatters: bool, name: str) -> Collec
     types, kind, start = match.groups()
     groups = _groups(line)
     size, n = _bytes(types), len(groups[0])
-    if start and kind == "all-gather":  # its type lists what goes in, too
-        size = size * n / (n + 1)
-    elif start and kind == "collective-permute":
+    if start and kind in ("all-gather", "reduce-scatter"):  # their types list what goes in and what comes out
+        size *= n / (n + 1)
+    elif start and kind != "all-reduce":
         size /= 2
     elif kind == "reduce-scatter":
         size *= n

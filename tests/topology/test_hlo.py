@@ -42,6 +42,8 @@ GPU = """HloModule jit_step
   %s = (f32[2]{0}, f32[8]{0}) all-gather-start(%p), replica_groups={{0,1,2,3}}
   %d = f32[8]{0} all-gather-done(%s)
   %r = f32[2]{0} reduce-scatter(%d), replica_groups=[1,4]<=[4], to_apply=%add
+  %t = ((f32[4]{0}, f32[8]{0}), (f32[1]{0}, f32[2]{0})) reduce-scatter-start(%d), replica_groups={{0,1,2,3}}
+  %v = ((f32[8]{0}), f32[8]{0}) all-to-all-start(%d), replica_groups={{0,1,2,3}}
 }
 
 %condition (p: f32[2]) -> pred[] {
@@ -73,8 +75,9 @@ def test_a_tpus_text():
 def test_a_gpus_text():
     program = hlo.read(GPU)
     assert counts(program) == [
-        ("all-gather", 1, 32, 4), ("all-gather", 5, 32, 4), ("collective-permute", 1, 8, 2),
-        ("reduce-scatter", 1, 32, 4), ("reduce-scatter", 5, 32, 4),
+        ("all-gather", 1, 32, 4), ("all-gather", 5, 32, 4), ("all-to-all", 1, 32, 4), ("all-to-all", 5, 32, 4),
+        ("collective-permute", 1, 8, 2), ("reduce-scatter", 1, 32, 4), ("reduce-scatter", 1, 48, 4),
+        ("reduce-scatter", 5, 32, 4), ("reduce-scatter", 5, 48, 4),
     ]  # fmt: skip
     assert program.unknown_loops == 1
 
