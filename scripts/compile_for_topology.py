@@ -18,14 +18,14 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import InputError
-from gpt2_jax.config import Config, check_overrides
+from gpt2_jax.config import check_overrides
 from gpt2_jax.topology import chips, report
-from gpt2_jax.topology.process import compile_elsewhere
+from gpt2_jax.topology.process import compile_elsewhere, config_of
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/openwebtext.py:gpt2-xl.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Of chips, such as v5e-8, 2xv5e-8 or h100-8.")
 STEP = flags.DEFINE_enum("step", "train", ["train", "decode"], "What to compile.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows that decode at once; a training batch is in the config.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows that decode at once, 8 by default.", lower_bound=1)
 FULL = flags.DEFINE_bool("full", False, "With all passes of the compiler, as a run has it: four times as long.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 HLO = flags.DEFINE_string("hlo", None, "File for the compiled program's text.")
@@ -45,9 +45,11 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options look like --config.mesh.fsdp=8")
-    step, rows, text = STEP.value, BATCH_SIZE.value, Path(HLO.value) if HLO.value else None
+    step, rows, text = STEP.value, BATCH_SIZE.value or 8, Path(HLO.value) if HLO.value else None
     try:
-        topology, config = chips.find(TOPOLOGY.value), Config.from_dict(CONFIG.value.to_dict())
+        if step == "train" and BATCH_SIZE.value:
+            raise InputError("--batch_size is of --step=decode; of training set --config.training.batch_size")
+        topology, config = chips.find(TOPOLOGY.value), config_of(CONFIG.value.to_dict())
         compiled = lambda **how: compile_elsewhere(topology, config, step, batch_size=rows, python=PYTHON.value, **how)
         counted = compiled(text=text)
         memory = compiled(full=True, countable=False) if FULL.value else counted

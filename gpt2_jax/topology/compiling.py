@@ -51,7 +51,8 @@ def lower_train_step(config: Config, devices: list[jax.Device]) -> tuple[Any, di
     """The training step as `training.run.Run` jits it, of shapes alone.
 
     Returns:
-      (what `compile()` compiles, {"mesh": its axes, "attention": the engine}).
+      (what `compile()` compiles, {"mesh": its axes, "attention": the engine, "slice_of": the slice of each device in
+      the order of the mesh, by which the program counts them}).
 
     Raises:
       InputError: the mesh does not fit the devices, the batch or the model.
@@ -80,7 +81,8 @@ def lower_train_step(config: Config, devices: list[jax.Device]) -> tuple[Any, di
         lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(
             jax.tree.map(_of_shape, shapes, shardings), _batch(config, mesh)
         )
-    return lowered, {"mesh": dict(mesh.shape), "attention": engine}
+    slice_of = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
+    return lowered, {"mesh": dict(mesh.shape), "attention": engine, "slice_of": slice_of}
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -120,7 +122,7 @@ def lower_decode_step(config: Config, devices: list[jax.Device], batch_size: int
     lowered = sampler.advance.lower(
         put(model), put(state), put(decoding), put(rules), jax.ShapeDtypeStruct((), jnp.int32, sharding=here)
     )
-    return lowered, {"mesh": {"data": 1}, "attention": "xla"}
+    return lowered, {"mesh": {"data": 1}, "attention": "xla", "slice_of": [0]}
 
 
 def _of_shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -155,16 +157,9 @@ def compile_step(request: dict[str, Any]) -> dict[str, Any]:
         "memory": {name: getattr(analysis, attribute) for name, attribute in SIZES.items()},
         "refused": None,
         "collectives": [dataclasses.asdict(c) for c in program.collectives],
-        "slice_of": _slices(devices, facts["mesh"], config),
         "custom_calls": program.custom_calls,
         "unknown_loops": program.unknown_loops,
     }
-
-
-def _slices(devices: list[jax.Device], mesh: dict[str, int], config: Config) -> list[int]:
-    """The slice of each device, in the order of the mesh, by which the program counts them."""
-    ordered = make_mesh(config.mesh, devices).devices.flat if np.prod(list(mesh.values())) > 1 else devices[:1]
-    return [getattr(device, "slice_index", 0) or 0 for device in ordered]
 
 
 def refusal(message: str) -> dict[str, float] | None:

@@ -22,6 +22,16 @@ NEEDED = {  # modules of which one must be there, and how to get it
 HAS = "import importlib.util as u, sys; sys.exit(not any(u.find_spec(name) for name in sys.argv[1:]))"
 
 
+def config_of(options: dict[str, dict[str, Any]]) -> Config:
+    """The config of a run whose tokenizer is not there: for a `model.vocab_size` of 0, what it would have at most.
+
+    Raises:
+      InputError: bad options.
+    """
+    trained = Config.from_dict(options).data
+    return Config.from_dict(options, vocab_size=trained.vocab_size if trained.tokenizer == "bpe" else None)
+
+
 def compile_elsewhere(
     topology: Topology,
     config: Config,

@@ -68,11 +68,18 @@ def test_a_mesh_that_does_not_divide_is_one_line(compile_for, aot_python):
     assert line.startswith("error: mesh.data=1, mesh.fsdp=3") and "there are 8" in line
 
 
-def test_an_unknown_topology_is_one_line(compile_for):
-    done = compile_for("v9-8")
+@pytest.mark.parametrize(
+    ("topology", "arguments", "message"),
+    [
+        ("v9-8", [], "there is no topology 'v9-8'; the number counts chips, and there are v4-4/8"),
+        ("v5e-8", ["--batch_size=4"], "--batch_size is of --step=decode; of training set --config.training.batch_size"),
+    ],
+)
+def test_what_cannot_be_is_one_line(compile_for, topology, arguments, message):
+    done = compile_for(topology, *arguments)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: there is no topology 'v9-8'; the number counts chips, and there are v4-4/8")
+    assert line.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(

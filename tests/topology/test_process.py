@@ -70,3 +70,9 @@ def test_the_environment(monkeypatch):
     cuda = process.environment(chips.find("h100-8"), full=True)
     assert cuda["XLA_FLAGS"] == "--xla_gpu_autotune_level=0" and cuda["JAX_OPTIMIZATION_LEVEL"] == "UNKNOWN"
     assert str(process.ROOT) in tpu["PYTHONPATH"]
+
+
+def test_the_vocabulary_of_a_tokenizer_that_is_not_made():
+    vocabulary = lambda **data: process.config_of({"model": {"vocab_size": 0}, "data": data}).model.vocab_size
+    assert vocabulary(tokenizer="bpe", vocab_size=5000) == 5000
+    assert vocabulary(tokenizer="openai-community/gpt2") == 50257
