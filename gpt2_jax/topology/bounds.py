@@ -74,8 +74,15 @@ def decode_flops(config: GPT2Config, parameters: int, batch_size: int) -> float:
     return batch_size * (2 * matrices + 4 * config.n_layer * config.n_embd * config.n_positions / 2)
 
 
-def memory_traffic(memory: dict[str, int]) -> float:
-    """Bytes that a device's HBM moves in a program at least.
+def decode_traffic(config: GPT2Config, parameters: int, batch_size: int) -> float:
+    """Bytes of HBM that a token of each row reads at least: the matrices, and half a cache a row, in `config.dtype`."""
+    size = 2 if config.dtype == "bfloat16" else 4
+    cache = 2 * config.n_layer * config.n_embd * config.n_positions / 2
+    return size * (parameters - config.n_positions * config.n_embd + batch_size * cache)
+
+
+def train_traffic(memory: dict[str, int]) -> float:
+    """Bytes of HBM that a training step moves on a device at least.
 
     Each argument is read and each output written once, and all else that exists at the peak is written and read.
     """

@@ -44,11 +44,13 @@ def summarize(
     if step == "train":
         flops = bounds.train_flops(config, memory["parameters"], memory["attention"])
         tokens = config.training.batch_size * config.sequence_length
+        traffic = bounds.train_traffic(memory["memory"])
     else:
         flops = (bounds.decode_flops(config.model, memory["parameters"], batch_size),) * 2
         tokens = batch_size
+        traffic = bounds.decode_traffic(config.model, memory["parameters"], batch_size)
     sent = bounds.sent_bytes(collectives, counted["slice_of"])
-    found = bounds.bound(topology, devices, flops, bounds.memory_traffic(memory["memory"]), sent)
+    found = bounds.bound(topology, devices, flops, traffic, sent)
     ordered = sorted(collectives, key=lambda c: -c.executions * c.bytes)
     return summary | {
         "fits": memory["memory"]["peak"] <= topology.chip.memory,

@@ -37,11 +37,14 @@ def test_what_remat_repeats(remat, matrices, scores):
 
 def test_a_decoded_token_reads_half_a_cache():
     assert bounds.decode_flops(GPT2Config(), N, 4) == 4 * (2 * (N - T * C) + 4 * L * C * T / 2)
+    read = (N - T * C) + 4 * 2 * L * C * T / 2
+    assert bounds.decode_traffic(GPT2Config(), N, 4) == 4 * read
+    assert bounds.decode_traffic(GPT2Config(dtype="bfloat16"), N, 4) == 2 * read
 
 
 def test_memory_traffic():
     memory = {"arguments": 100, "outputs": 80, "reused": 70, "temporary": 60, "peak": 140}
-    assert bounds.memory_traffic(memory) == 100 + 80 + 2 * 30
+    assert bounds.train_traffic(memory) == 100 + 80 + 2 * 30
 
 
 def collective(kind, groups, *, size=80.0, executions=2):
