@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt2_jax.partitions import constrain, ways
+from gpt2_jax.partitions import constrain, spec_of, ways
 
 MANY_ROWS = 256  # from which a product of weights and rows is bound by arithmetic, not by reading the weights
 
@@ -132,3 +132,29 @@ class Embedding(nnx.Module):
     def __init__(self, rows: int, width: int, key: jax.Array, *, std: float, used: int | None = None):
         table = std * jax.random.normal(key, (rows if used is None else used, width))
         self.embedding = nnx.Param(jnp.pad(table, ((0, rows - table.shape[0]), (0, 0))))
+
+
+def look_up(table: jax.Array, tokens: jax.Array, name: str) -> jax.Array:
+    """The rows of a table [V, C], the parameter of that name, for tokens [B, T]: [B, T, C].
+
+    Where a mesh cuts the table, each device looks up its columns for the tokens of all that share its part of the
+    batch, and sends them theirs. Left to itself XLA gathers all of the result on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return table[tokens]
+
+    def on_device(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        tokens = jax.lax.all_gather(tokens, "sequence", axis=1, tiled=True)
+        tokens = jax.lax.all_gather(tokens, "fsdp", axis=0, tiled=True)
+        if spec[0] is None:
+            x = table[tokens]
+        else:
+            rows = tokens - jax.lax.axis_index(spec[0]) * len(table)
+            here = (rows >= 0) & (rows < len(table))
+            x = jax.lax.psum(jnp.where(here[..., None], table[jnp.where(here, rows, 0)], 0.0), spec[0])
+        x = jax.lax.all_to_all(x, "sequence", split_axis=1, concat_axis=2, tiled=True)
+        return jax.lax.all_to_all(x, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+
+    spec, stream = spec_of(name), spec_of("<stream>")
+    return jax.shard_map(on_device, in_specs=(spec, stream), out_specs=stream)(table, tokens)

@@ -20,7 +20,17 @@ from jax.ad_checkpoint import checkpoint_name
 from gpt2_jax.attention import KVCache, attend_cached, attend_causally
 from gpt2_jax.engines import make_attention
 from gpt2_jax.errors import InputError
-from gpt2_jax.layers import MANY_ROWS, Embedding, LayerNorm, Linear, TransposedLinear, add_row, as_rows, dropout
+from gpt2_jax.layers import (
+    MANY_ROWS,
+    Embedding,
+    LayerNorm,
+    Linear,
+    TransposedLinear,
+    add_row,
+    as_rows,
+    dropout,
+    look_up,
+)
 from gpt2_jax.model_config import ACTIVATIONS, DTYPES, REMAT_POLICIES, GPT2Config
 from gpt2_jax.partitions import constrain
 
@@ -139,7 +149,8 @@ class GPT2(nnx.Module):
         config = self.config
         keys = (None, None) if key is None else jax.random.split(key)
         T = tokens.shape[1]
-        table = self.wpe.embedding[:T] if positions is None else self.wpe.embedding[positions]
+        table = self.wpe.embedding[...]
+        table = table[:T] if positions is None else look_up(table, positions, "wpe.embedding")
         x = constrain(dropout(self._embed(tokens, table), config.embd_pdrop, keys[0]), "<stream>")
         attend = make_attention(config, T, segments)
         block_keys = None if key is None else jax.random.split(keys[1], config.n_layer)
@@ -221,7 +232,7 @@ class GPT2(nnx.Module):
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """tokens [B, T], position rows [T, C] or [B, T, C] -> [B, T, C] in `config.dtype`."""
-        x = self.wte.embedding[tokens]
+        x = look_up(self.wte.embedding[...], tokens, "wte.embedding")
         if positions.ndim == 2:
             x = add_row(x.reshape(len(x), -1), positions.reshape(-1)).reshape(x.shape)
         else:

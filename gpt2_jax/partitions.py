@@ -1,7 +1,7 @@
 """Where everything of a run lies on the mesh: one table from names to partitions.
 
 Mesh axes: `data` (the batch), `fsdp` (the batch, and shards of every parameter), `model` (heads, MLP, vocabulary),
-`sequence` (positions of every activation). Axis letters as in model.py.
+`sequence` (positions of every activation, and shards of every parameter). Axis letters as in model.py.
 """
 
 import re
@@ -11,18 +11,22 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model", "sequence")
 ROWS = ("data", "fsdp")  # what cuts a batch
+SHARDS = (
+    "fsdp",
+    "sequence",
+)  # what cuts a parameter: devices that have parts of the same sequence have no need of copies
 
 # The first pattern found in a name decides. A parameter's is also that of its optimizer moments and gradient; names in
 # angle brackets are activations'.
 RULES = (
-    (r"(wte|lm_head)\.embedding$", P("model", "fsdp")),  # [V, C]
-    (r"wpe\.embedding$", P(None, "fsdp")),  # [n_positions, C]
-    (r"h\.attn\.c_attn\.kernel$", P(None, "fsdp", None, "model")),  # [L, C, 3, C]
+    (r"(wte|lm_head)\.embedding$", P("model", SHARDS)),  # [V, C]
+    (r"wpe\.embedding$", P(None, SHARDS)),  # [n_positions, C]
+    (r"h\.attn\.c_attn\.kernel$", P(None, SHARDS, None, "model")),  # [L, C, 3, C]
     (r"h\.attn\.c_attn\.bias$", P(None, None, "model")),  # [L, 3, C]
-    (r"h\.mlp\.c_fc\.kernel$", P(None, "fsdp", "model")),  # [L, C, n_inner]
+    (r"h\.mlp\.c_fc\.kernel$", P(None, SHARDS, "model")),  # [L, C, n_inner]
     (r"h\.mlp\.c_fc\.bias$", P(None, "model")),  # [L, n_inner]
-    (r"h\.\w+\.c_proj\.kernel$", P(None, "model", "fsdp")),  # [L, C or n_inner, C]
-    (r"<matrix>", P("fsdp")),  # [C, 3 C], a c_attn.kernel whose heads are not cut
+    (r"h\.\w+\.c_proj\.kernel$", P(None, "model", SHARDS)),  # [L, C or n_inner, C]
+    (r"<matrix>", P(SHARDS)),  # [C, 3 C], a c_attn.kernel whose heads are not cut
     (r"<batch>", P(ROWS)),  # [B, ...]
     (r"<stream>", P(ROWS, "sequence")),  # [B, T, C], between the blocks
     (r"<queries>", P(ROWS, "model", "sequence")),  # [B, H, T, K]
@@ -38,9 +42,9 @@ def spec_of(name: str) -> P:
 
 
 def constrain(x: jax.Array, name: str) -> jax.Array:
-    """`x`, laid out as the table says on the mesh that `jax.set_mesh` has put in force; without one, `x`."""
+    """`x`, laid out as the table says on the mesh that `jax.set_mesh` has put in force, if there is one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty else jax.lax.with_sharding_constraint(x, spec_of(name))
+    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec_of(name))
 
 
 def ways(axis: str) -> int:

@@ -13,7 +13,7 @@ from gpt2_jax.config import MeshConfig
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import parameter_name
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.partitions import AXES, spec_of
+from gpt2_jax.partitions import AXES, SHARDS, spec_of
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -86,18 +86,19 @@ def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int], lengt
                 f"{mesh.shape['fsdp']}) cannot share; use a multiple of {ways}, such as {math.ceil(size / ways) * ways}"
             )
     inner = model.n_inner or 4 * model.n_embd
-    for axis, option, size in (
-        ("model", "model.n_head", model.n_head),
-        ("model", "model.n_inner", inner),
-        ("model", "the padded vocabulary (see model.vocab_multiple)", model.padded_vocab_size),
-        ("fsdp", "model.n_embd", model.n_embd),
-        *(("sequence", option, length) for option, length in lengths.items()),
+    for axes, option, size in (
+        (("model",), "model.n_head", model.n_head),
+        (("model",), "model.n_inner", inner),
+        (("model",), "the padded vocabulary (see model.vocab_multiple)", model.padded_vocab_size),
+        (SHARDS, "model.n_embd", model.n_embd),
+        *((("sequence",), option, length) for option, length in lengths.items()),
     ):
-        if size % mesh.shape[axis]:
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
             divisors = [str(n) for n in range(1, mesh.size + 1) if size % n == 0]
             raise InputError(
-                f"{option} is {size}; it must be a multiple of mesh.{axis} ({mesh.shape[axis]}): set that to one of "
-                f"{', '.join(divisors)}"
+                f"{option} is {size}; it must be a multiple of {' x '.join(f'mesh.{axis}' for axis in axes)} ({parts}):"
+                f" set that to one of {', '.join(divisors)}"
             )
 
 

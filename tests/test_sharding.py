@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import InputError
@@ -17,16 +18,17 @@ from gpt2_jax.training.step import init_state
 
 
 def test_minus_one_takes_the_devices_that_are_left():
-    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "model": 1}
-    assert dict(make_mesh(MeshConfig(data=2, fsdp=-1, model=2)).shape) == {"data": 2, "fsdp": 2, "model": 2}
+    assert dict(make_mesh(MeshConfig()).shape) == {"data": 8, "fsdp": 1, "model": 1, "sequence": 1}
+    sizes = {"data": 2, "fsdp": 2, "model": 1, "sequence": 2}
+    assert dict(make_mesh(MeshConfig(data=2, fsdp=-1, sequence=2)).shape) == sizes
     assert make_mesh(MeshConfig(), jax.devices()[:1]).size == 1
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (MeshConfig(data=4, model=4), "mesh.data=4, mesh.fsdp=1, mesh.model=4 is 16 devices and there are 8; set"),
-        (MeshConfig(data=-1, model=3), "mesh.data=-1, mesh.fsdp=1, mesh.model=3 needs a multiple of 3 devices"),
+        (MeshConfig(data=4, model=4), "mesh.model=4, mesh.sequence=1 is 16 devices and there are 8; set"),
+        (MeshConfig(data=-1, model=3), "mesh.model=3, mesh.sequence=1 needs a multiple of 3 devices"),
         (MeshConfig(data=1), "is 1 devices and there are 8"),
     ],
 )  # fmt: skip
@@ -40,7 +42,10 @@ def test_a_mesh_of_other_size(config, message):
     [
         (MeshConfig(), {}, 6, r"training.batch_size is 6 sequences, which 8 devices \(mesh.data=8 x mesh.fsdp=1\)"
                               " cannot share; use a multiple of 8, such as 8"),
-        (MeshConfig(data=1, model=8), {}, 8, r"model.n_head is 4; it must be a multiple of mesh.model \(8\)"),
+        (MeshConfig(data=1, model=8), {}, 8, r"n_head is 4; .* mesh.model \(8\): set that to one of 1, 2, 4$"),
+        (MeshConfig(data=4, model=2), {"n_head": 25, "n_embd": 1600}, 8, r"n_head is 25; .* one of 1, 5$"),
+        (MeshConfig(data=2, sequence=4), {}, 8, r"the sequence length is 30; it must be a multiple of mesh.sequence"),
+        (MeshConfig(data=1, fsdp=2, sequence=4), {"n_embd": 36}, 8, r"multiple of mesh.fsdp x mesh.sequence \(8\)"),
         (MeshConfig(data=1, fsdp=8), {"n_embd": 36}, 8, r"model.n_embd is 36; it must be a multiple of mesh.fsdp"),
         (MeshConfig(data=2, model=4), {"n_inner": 30}, 8, "model.n_inner is 30"),
         (MeshConfig(data=2, model=4), {"vocab_multiple": 1, "vocab_size": 101}, 8, "the padded vocabulary .* is 101"),
@@ -49,12 +54,13 @@ def test_a_mesh_of_other_size(config, message):
 def test_what_the_mesh_cannot_cut(config, model, batch, message):
     model = GPT2Config(**({"n_embd": 32, "n_head": 4} | model))
     with pytest.raises(InputError, match=message):
-        check_mesh(make_mesh(config), model, {"training.batch_size": batch})
+        check_mesh(make_mesh(config), model, {"training.batch_size": batch}, {"the sequence length": 30})
 
 
 def test_parameters_and_their_moments_are_cut_alike(tiny):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2))
-    check_mesh(mesh, tiny, {"training.batch_size": 4})
+    check_mesh(mesh, tiny, {"training.batch_size": 4}, {"the sequence length": 32})
+    shards = ("fsdp", "sequence")
     init = functools.partial(init_state, tiny, make_optimizer(OptimizerConfig(), 10), 0)
     state = jax.jit(init, out_shardings=tree_shardings(jax.eval_shape(init), mesh))()
     found = {}  # {name: specs of the parameter and of its two moments}
@@ -64,19 +70,50 @@ def test_parameters_and_their_moments_are_cut_alike(tiny):
     replicated = [f"{layer}.{leaf}" for layer in ("h.ln_1", "h.ln_2", "ln_f") for leaf in ("scale", "bias")]
     replicated += ["h.attn.c_proj.bias", "h.mlp.c_proj.bias"]
     specs = dict.fromkeys(replicated, P()) | {
-        "wte.embedding": P("model", "fsdp"),
-        "wpe.embedding": P(None, "fsdp"),
-        "h.attn.c_attn.kernel": P(None, "fsdp", None, "model"),
+        "wte.embedding": P("model", shards),
+        "wpe.embedding": P(None, shards),
+        "h.attn.c_attn.kernel": P(None, shards, None, "model"),
         "h.attn.c_attn.bias": P(None, None, "model"),
-        "h.attn.c_proj.kernel": P(None, "model", "fsdp"),
-        "h.mlp.c_fc.kernel": P(None, "fsdp", "model"),
+        "h.attn.c_proj.kernel": P(None, "model", shards),
+        "h.mlp.c_fc.kernel": P(None, shards, "model"),
         "h.mlp.c_fc.bias": P(None, "model"),
-        "h.mlp.c_proj.kernel": P(None, "model", "fsdp"),
+        "h.mlp.c_proj.kernel": P(None, "model", shards),
     }
     assert {name: found.pop(name) for name in specs} == {name: [spec] * 3 for name, spec in specs.items()}
     assert found and all(set(rest) == {P()} for rest in found.values())  # counters and the key
     kernel = state.model.h.attn.c_attn.kernel[...]
     assert kernel.addressable_shards[0].data.size * 4 == kernel.size
+
+
+class Device:
+    """A TPU of a slice, as far as meshes look at it."""
+
+    def __init__(self, number: int, slice_index: int):
+        self.id, self.slice_index, self.platform, self.device_kind, self.process_index = (
+            number,
+            slice_index,
+            "cpu",
+            "",
+            0,
+        )
+
+
+def test_slices_share_the_batch_alone(monkeypatch):
+    devices = [Device(i, i % 2) for i in range(8)]
+    monkeypatch.setattr(jax, "make_mesh", lambda sizes, axes, *, devices, **_: Mesh(np.reshape(devices, sizes), axes))
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2), devices)
+    assert [[d.slice_index for d in row.flat] for row in mesh.devices] == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(InputError, match=r"mesh.data is 1, and the devices are 2 slices, .* make it a multiple of 2"):
+        make_mesh(MeshConfig(data=1, fsdp=8), devices)
+    with pytest.raises(InputError, match=r"mesh.slices is 4, and the devices are of 2; set it to 0"):
+        make_mesh(MeshConfig(slices=4), devices)
+
+
+def test_slices_of_devices_that_say_nothing():
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2, slices=2))
+    assert [[d.id for d in row.flat] for row in mesh.devices] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    with pytest.raises(InputError, match=r"mesh.slices is 3, which does not divide the 8 devices"):
+        make_mesh(MeshConfig(slices=3))
 
 
 def test_a_copy_on_one_device_is_equal(tiny_model):
