@@ -26,7 +26,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as c
 TOPOLOGY = flags.DEFINE_string("topology", None, "Of chips, such as v5e-8, 2xv5e-8 or h100-8.")
 STEP = flags.DEFINE_enum("step", "train", ["train", "decode"], "What to compile.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Rows that decode at once, 8 by default.", lower_bound=1)
-FULL = flags.DEFINE_bool("full", False, "With all passes of the compiler, as a run has it: four times as long.")
+FULL = flags.DEFINE_bool("full", False, "Memory after all passes of the compiler, as a run has it: five times as long.")
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 HLO = flags.DEFINE_string("hlo", None, "File for the compiled program's text.")
 PYTHON = flags.DEFINE_string("python", sys.executable, "The interpreter that has the compiler.")

@@ -50,8 +50,8 @@ def compile_elsewhere(
       config: of the run; its batch and mesh count.
       step: "train" or "decode".
       batch_size: rows that decode at once.
-      full: with all of the compiler's passes; otherwise the few that make a program, in a quarter of the time and
-        with 2 % more memory (measured once).
+      full: with all of the compiler's passes; otherwise the few that make a program, in a quarter of the time and with
+        up to an eighth more memory (of two comparisons).
       countable: on TPUs, leave all-gathers in one piece.
       text: a file for the compiled program, HLO.
       python: the interpreter, which must have the compiler.
