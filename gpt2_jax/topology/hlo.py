@@ -65,10 +65,13 @@ def read(text: str) -> Program:
     """
     computations, entry = _computations(text)
     collectives, calls, unknown = [], Counter(), 0
+    devices = re.search(r"num_partitions=(\d+)", text)
+    everyone = "{{" + ",".join(map(str, range(int(devices.group(1)) if devices else 1))) + "}}"
 
     def visit(computation: str, executions: int, scatters: bool, caller: str) -> None:
         nonlocal unknown
         for line in computations[computation]:
+            line = line.replace("replica_groups={}", f"replica_groups={everyone}")
             name = re.search(r'op_name="([^"]*)"', line)
             name = name.group(1) if name else caller
             if found := _between_slices(line, executions, name) or _collective(line, executions, scatters, name):

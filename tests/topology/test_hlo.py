@@ -95,6 +95,14 @@ def test_groups(notation, groups):
     assert found.groups == groups
 
 
+def test_no_groups_are_one_of_all():
+    line = "%a = f32[2] all-reduce(%p), replica_groups={}, to_apply=%add"
+    (found,) = hlo.read(
+        f"HloModule a, num_partitions=3\nENTRY %main (p: f32[2]) -> f32[2] {{\n{line}\n}}\n"
+    ).collectives
+    assert found.groups == ((0, 1, 2),)
+
+
 def test_what_is_not_known_is_not_counted_as_nothing():
     line = "%a = f32[2] all-reduce(%p), replica_groups=<new notation>, to_apply=%add"
     with pytest.raises(ValueError, match="unknown notation of groups of devices"):
