@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ NEEDED = {  # modules of which one must be there, and how to get it
     "tpu": (("libtpu",), "the TPU's compiler (libtpu)", "aot"),
     "cuda": (("jax_cuda12_plugin", "jax_cuda13_plugin"), "JAX's CUDA plugin", "aot-cuda"),
 }
+WHOLE_COPY = "Involuntary full rematerialization"  # what XLA warns of
 HAS = "import importlib.util as u, sys; sys.exit(not any(u.find_spec(name) for name in sys.argv[1:]))"
 
 
@@ -60,8 +62,8 @@ def compile_elsewhere(
       "parameters"; "mesh", {axis: devices}; "attention", the engine; "memory", bytes on a device: "arguments",
       "outputs", "reused" (outputs in the place of arguments), "temporary" and "peak", all at once; or None and
       "refused", {"needs", "has"}, where the compiler finds it too much; "collectives", fields of `hlo.Collective`;
-      "slice_of" each device of their groups; "custom_calls" {target: executions}; "unknown_loops"; "cpu_seconds" and
-      "resident" bytes of the compilation.
+      "slice_of" each device of their groups; "custom_calls" {target: executions}; "unknown_loops"; "whole_copies",
+      arrays that each device makes whole to lay them out anew; "cpu_seconds" and "resident" bytes of the compilation.
 
     Raises:
       InputError: the compiler is not installed, aborts or refuses the program for another reason than its memory; or
@@ -81,7 +83,7 @@ def compile_elsewhere(
         done = subprocess.run(
             [python, "-m", "gpt2_jax.topology.compiling", str(file)],
             input=json.dumps(request),
-            env=environment(topology, full=full),
+            env=environment(topology, full=full) | {"TPU_LOG_DIR": folder},
             capture_output=True,
             text=True,
             check=False,
@@ -89,9 +91,11 @@ def compile_elsewhere(
         if not file.exists():
             raise InputError(_how_it_ended(done))
         result = json.loads(file.read_text())
+        logs = [log.read_text(errors="replace") for log in Path(folder).glob("*.log.WARNING.*")]
     if "error" in result:
         raise InputError(result["error"])
-    return result
+    copies = sum(log.count(WHOLE_COPY) for log in [done.stderr, *logs])
+    return result | {"whole_copies": copies}
 
 
 def environment(topology: Topology, *, full: bool) -> dict[str, str]:
@@ -107,7 +111,7 @@ def environment(topology: Topology, *, full: bool) -> dict[str, str]:
         "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # libtpu warns without these two, whatever they say
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_CPP_MIN_LOG_LEVEL": "1",  # warnings, which are counted
     }
     if topology.platform == "cuda":
         ours["XLA_FLAGS"] = "--xla_gpu_autotune_level=0"  # which would run the kernels
@@ -117,7 +121,9 @@ def environment(topology: Topology, *, full: bool) -> dict[str, str]:
 def _how_it_ended(done: subprocess.CompletedProcess) -> str:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     # An abort says why before it lists the stack; an exception in Python's last line.
-    why = next((line for line in lines if line.startswith("F") or "Check failed" in line), lines[-1] if lines else "")
+    why = next(
+        (line for line in lines if re.match(r"F\d{4} ", line) or "Check failed" in line), lines[-1] if lines else ""
+    )
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"the compiler ended its process ({name}), which is a fault of its own: {why.strip()[:500]}"

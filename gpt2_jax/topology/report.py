@@ -26,8 +26,8 @@ def summarize(
     Returns:
       "topology", "chips", "step", "parameters", "mesh", "attention", "fits", "needs" and "has" (bytes on a device),
       "memory" (None if the compiler gave up, and then the following are missing), "collectives" {kind: "count" and
-      "bytes" a step}, "largest", "custom_calls", "unknown_loops", "model_flops", "flops", "bounds" (seconds), "limit",
-      "mfu_ceiling" and "tokens_per_second_ceiling", with the note "measured": false; "cpu_seconds" of compiling.
+      "bytes" a step}, "largest", "custom_calls", "unknown_loops", "whole_copies", "model_flops", "flops", "bounds" (seconds),
+      "limit", "mfu_ceiling" and "tokens_per_second_ceiling", with the note "measured": false; "cpu_seconds" of compiling.
     """
     summary = {
         "topology": topology.name,
@@ -69,6 +69,7 @@ def summarize(
         ],
         "custom_calls": counted["custom_calls"],
         "unknown_loops": counted["unknown_loops"],
+        "whole_copies": counted["whole_copies"],
         "model_flops": found.model_flops,
         "flops": found.flops,
         "sent": found.sent,
@@ -115,6 +116,8 @@ def _of_a_program(summary: dict[str, Any]) -> list[str]:
     lines.append("collectives a step: " + (_collectives(summary["collectives"]) or "none"))
     for c in summary["largest"]:
         lines.append(f"  {c['count']:>5} x {_size(c['bytes']):>10}  {c['kind']} of {c['among']}  {c['name'][-90:]}")
+    if summary["whole_copies"]:
+        lines.append(f"arrays made whole on each device to lay them out anew: {summary['whole_copies']}")
     if summary["unknown_loops"]:
         lines.append(f"loops of unknown length, whose content counts once: {summary['unknown_loops']}")
     calls = ", ".join(f"{name} {count}" for name, count in sorted(summary["custom_calls"].items()))

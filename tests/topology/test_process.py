@@ -57,8 +57,10 @@ def test_a_compilation_that_ends_badly_is_one_line(tmp_path, script, message):
 
 
 def test_what_goes_in_and_out(tmp_path):
-    python = interpreter(tmp_path, script=f'cat >"{tmp_path}/request"; echo \'{{"parameters": 1}}\' >"$3"')
-    assert process.compile_elsewhere(chips.find("v5e-8"), CONFIG, "train", python=python) == {"parameters": 1}
+    warns = 'echo "W1 [SPMD] Involuntary full rematerialization. The" >"$TPU_LOG_DIR/tpu.log.WARNING.1"'
+    python = interpreter(tmp_path, script=f'cat >"{tmp_path}/request"; {warns}; echo \'{{"parameters": 1}}\' >"$3"')
+    result = process.compile_elsewhere(chips.find("v5e-8"), CONFIG, "train", python=python)
+    assert result == {"parameters": 1, "whole_copies": 1}
     request = json.loads((tmp_path / "request").read_text())
     assert request["topology"] == "v5e-8" and Config.from_dict(request["config"]) == CONFIG
 
