@@ -26,8 +26,9 @@ def summarize(
     Returns:
       "topology", "chips", "step", "parameters", "mesh", "attention", "fits", "needs" and "has" (bytes on a device),
       "memory" (None if the compiler gave up, and then the following are missing), "collectives" {kind: "count" and
-      "bytes" a step}, "largest", "custom_calls", "unknown_loops", "whole_copies", "model_flops", "flops", "bounds" (seconds),
-      "limit", "mfu_ceiling" and "tokens_per_second_ceiling", with the note "measured": false; "cpu_seconds" of compiling.
+      "bytes" a step}, "largest", "custom_calls", "unknown_loops", "whole_copies", "model_flops", "flops", "bounds"
+      (seconds), "limit", "mfu_ceiling" and "tokens_per_second_ceiling", with the note "measured": false;
+      "cpu_seconds" of compiling.
     """
     summary = {
         "topology": topology.name,
