@@ -19,21 +19,35 @@ from gpt2_jax.model_config import GPT2Config
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter, 2019) with clipping by the global norm, and the learning rate's course.
+    """Which optimizer, with clipping by the global norm, decoupled weight decay, and the learning rate's course.
+
+    Options that an optimizer does not have must be left at their defaults, see `UNUSED`.
 
     Attributes:
+      name: "adamw" (Loshchilov & Hutter, 2019); "adafactor" (Shazeer & Stern, 2018), almost without state; "lion"
+        (Chen et al., 2023), half of AdamW's state, for which 3 to 10 times lower learning rates and as much higher
+        decay are advised; "muon" (Jordan, 2024) for the matrices of the blocks and AdamW for all else, at AdamW's
+        learning rates (Liu et al., 2025).
+      moments_dtype: in which moments are kept between steps, "float32" or "bfloat16" (half the state); parameters are
+        float32 in any case. Adafactor has only "float32".
       learning_rate: the peak.
       schedule: after the warm-up, "cosine" or "linear" to `final_learning_rate` at the last step, "constant", or "wsd"
         (warm-up, stable, decay): constant until the last `decay_fraction` of the steps, then linear.
       final_learning_rate: where cosine, linear and wsd end.
       warmup_steps: steps of linear rise from 0 to the peak.
       decay_fraction: the share of all steps in which "wsd" decays, in (0, 1].
-      beta1, beta2, eps: Adam's moments.
+      beta1: decay of Adam's first moment; how much of Lion's momentum is in a step; adafactor has none.
+      beta2: decay of Adam's second moment and of Lion's momentum; the most that Adafactor's rising decay becomes.
+      eps: added to the root of Adam's second moment and to the norm of Muon's matrices; its square is added to the
+        squared gradients of Adafactor; lion has none.
+      momentum: decay of Muon's momentum; the others have none.
       weight_decay: decoupled decay of parameters whose name matches `decay_pattern`.
       decay_pattern: regular expression searched in parameter names such as "h.attn.c_attn.kernel".
       clip_norm: the gradients' largest global norm; 0 leaves them alone.
     """
 
+    name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
+    moments_dtype: Literal["float32", "bfloat16"] = "float32"
     learning_rate: float = 6e-4
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     final_learning_rate: float = 6e-5
@@ -42,6 +56,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
+    momentum: float = 0.95
     weight_decay: float = 0.1
     decay_pattern: str = r"(kernel|embedding)$"
     clip_norm: float = 1.0
@@ -59,8 +74,32 @@ class OptimizerConfig:
         check(0 <= self.beta1 < 1, "optimizer.beta1", self.beta1, "in [0, 1)")
         check(0 <= self.beta2 < 1, "optimizer.beta2", self.beta2, "in [0, 1)")
         check(self.eps > 0, "optimizer.eps", self.eps, "above 0")
+        check(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "in [0, 1)")
         check(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
         check(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 (off) or above")
+        self._check_for_name()
+
+    def _check_for_name(self) -> None:
+        """Raises `InputError` for an option that would do nothing, or harm, with this optimizer."""
+        for option in UNUSED[self.name]:
+            default = getattr(OptimizerConfig, option)
+            wanted = f"left at {default!r}: optimizer.name={self.name!r} has no use for it"
+            check(getattr(self, option) == default, f"optimizer.{option}", getattr(self, option), wanted)
+        if self.moments_dtype == "bfloat16":
+            # Half of bfloat16's spacing is up to 0.4 %: what changes by less a step never changes.
+            for option in {"beta1", "beta2", "momentum"} - set(UNUSED[self.name]):
+                wanted = f"at most {MOST_IN_BFLOAT16} with optimizer.moments_dtype='bfloat16', which rounds away less"
+                check(getattr(self, option) <= MOST_IN_BFLOAT16, f"optimizer.{option}", getattr(self, option), wanted)
+
+
+# What each optimizer has no use for.
+UNUSED = {
+    "adamw": ("momentum",),
+    "adafactor": ("moments_dtype", "beta1", "momentum"),
+    "lion": ("eps", "momentum"),
+    "muon": (),
+}
+MOST_IN_BFLOAT16 = 0.99  # of the decay of a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +227,80 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """The processes that a run consists of, usually one a host; see training/distributed.py.
+
+    Attributes:
+      mode: "auto" joins the others if options, environment variables, SLURM, Open MPI or a TPU's metadata tell of any;
+        "on" refuses to run alone; "off" runs alone whatever they tell.
+      coordinator: "HOST:PORT" of process 0, as the others reach it; empty: the environment's JAX_COORDINATOR_ADDRESS.
+      num_processes: in all; 0: the environment's JAX_NUM_PROCESSES, OMPI_COMM_WORLD_SIZE or SLURM_NTASKS.
+      process_id: of this one, from 0; -1: the environment's JAX_PROCESS_ID, OMPI_COMM_WORLD_RANK or SLURM_PROCID.
+      heartbeat_seconds: after which a process that is not heard of any more counts as dead, and ends all others.
+      initialization_seconds: that processes wait for each other at the start.
+    """
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    coordinator: str = ""
+    num_processes: int = 0
+    process_id: int = -1
+    heartbeat_seconds: int = 100
+    initialization_seconds: int = 300
+
+    def __post_init__(self):
+        host, _, port = self.coordinator.rpartition(":")
+        check(
+            not self.coordinator or (host != "" and port.isdecimal() and 0 < int(port) < 65536),
+            "distributed.coordinator",
+            self.coordinator,
+            "HOST:PORT, such as 10.0.0.1:8476",
+        )
+        check(
+            self.num_processes >= 0,
+            "distributed.num_processes",
+            self.num_processes,
+            "1 or more, or 0 (from the environment)",
+        )
+        check(
+            self.process_id >= -1 and (self.num_processes == 0 or self.process_id < self.num_processes),
+            "distributed.process_id",
+            self.process_id,
+            "from 0 to distributed.num_processes - 1" + f" ({self.num_processes - 1})" * (self.num_processes > 0)
+            + ", or -1 (from the environment)",
+        )  # fmt: skip
+        check(
+            self.mode != "off" or (self.coordinator, self.num_processes, self.process_id) == ("", 0, -1),
+            "distributed.mode",
+            self.mode,
+            "'auto' or 'on' where distributed.coordinator, num_processes or process_id is given",
+        )
+        check(self.heartbeat_seconds >= 1, "distributed.heartbeat_seconds", self.heartbeat_seconds, "at least 1")
+        check(
+            self.initialization_seconds >= 1,
+            "distributed.initialization_seconds",
+            self.initialization_seconds,
+            "at least 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of a few steps, of host and device, in `<workdir>/profile`.
+
+    Attributes:
+      start: the first step traced, counted from 1 as in the metrics; 0 is off. The very first compiles, too.
+      steps: how many are traced.
+    """
+
+    start: int = 0
+    steps: int = 3
+
+    def __post_init__(self):
+        check(self.start >= 0, "profile.start", self.start, "0 (off) or the number of a step")
+        check(self.steps >= 1, "profile.steps", self.steps, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All groups of a run; attributes as in the config file."""
 
@@ -198,6 +311,8 @@ class Config:
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     def __post_init__(self):
         check(
@@ -216,6 +331,12 @@ class Config:
             self.optimizer.warmup_steps <= self.training.steps,
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
+            f"at most training.steps ({self.training.steps})",
+        )
+        check(
+            self.profile.start <= self.training.steps,
+            "profile.start",
+            self.profile.start,
             f"at most training.steps ({self.training.steps})",
         )
 

@@ -103,10 +103,20 @@ def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int], lengt
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """A `NamedSharding` for each leaf (an array or a shape) by its name; scalars are on every device."""
+    """A `NamedSharding` for each leaf (an array or a shape) of a model or a state with a `model`, by its name.
+
+    Optimizer moments of their parameter's shape lie as it does. All else is small and on every device: scalars, and
+    moments factored into rows and columns, which have fewer or other axes than the rule is written for.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(getattr(tree, "model", tree))
+    shapes = {parameter_name(path): leaf.shape for path, leaf in leaves}
 
     def sharding(path, leaf) -> NamedSharding:
-        return NamedSharding(mesh, spec_of(parameter_name(path)) if leaf.ndim else P())
+        name = parameter_name(path)
+        parameter = next((known for known in shapes if f".{name}".endswith(f".{known}")), None)
+        if parameter is None or leaf.shape != shapes[parameter]:
+            return NamedSharding(mesh, P())
+        return NamedSharding(mesh, spec_of(name))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

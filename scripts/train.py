@@ -3,6 +3,8 @@
     python scripts/train.py --config=configs/quickstart.py --workdir=runs/quickstart
     python scripts/train.py --config=configs/quickstart.py --workdir=runs/wide --config.model.n_embd=256
 
+On several machines, one such process on each: see scripts/launch/.
+
 Every option and its meaning is in gpt2_jax/config.py; `--config=FILE --help` shows these flags.
 """
 
@@ -16,6 +18,7 @@ from ml_collections import config_flags
 
 from gpt2_jax import InputError, compilation_cache
 from gpt2_jax.config import Config, check_overrides
+from gpt2_jax.training import distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run found there goes on.")
@@ -38,24 +41,30 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on what it was built for, and on oneDNN,
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which moving tokens about has no use for
     options, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)
+    process = distributed.Process()
     try:
-        Config.from_dict(options)  # raises what is wrong before TensorFlow is imported, which takes seconds
+        # Before TensorFlow is imported, which takes seconds: what is wrong with the options, and who the others are.
+        process = distributed.start(Config.from_dict(options).distributed)
         from gpt2_jax.training.loop import train
 
         outcome = train(options, workdir)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"{process.prefix}error: {error}", file=sys.stderr)
+        return process.exit_code(2)
     except OSError as error:
-        print(f"error: {error}; what was saved stays: put it right and run the same command again", file=sys.stderr)
-        return 2
+        saved = "what was saved stays: put it right and run the same command again"
+        print(f"{process.prefix}error: {error}; {saved}", file=sys.stderr)
+        return process.exit_code(2)
     except KeyboardInterrupt:
-        print("interrupted; what was saved stays, and the same command goes on from there", file=sys.stderr)
-        return 128 + signal.SIGINT
+        saved = "what was saved stays, and the same command goes on from there"
+        print(f"{process.prefix}interrupted; {saved}", file=sys.stderr)
+        return process.exit_code(128 + signal.SIGINT)
     if outcome.signal is not None:
-        print(f"stopped and saved at step {outcome.step}; to go on, run the same command again")
+        if process.index == 0:
+            print(f"stopped and saved at step {outcome.step}; to go on, run the same command again")
         return 128 + outcome.signal
-    print(f"done: {outcome.step} steps in {workdir}; next: python scripts/generate.py --workdir={workdir}")
+    if process.index == 0:
+        print(f"done: {outcome.step} steps in {workdir}; next: python scripts/generate.py --workdir={workdir}")
     return 0
 
 

@@ -15,14 +15,14 @@ from gpt2_jax.training.step import init_state, make_train_step
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2)
 
 
-def run(config, batches, *, mesh=None, devices=None, **options):
+def run(config, batches, *, mesh=None, devices=None, optimizer=OPTIMIZER, **options):
     """(losses and gradient norms [steps, 2], last state)."""
     mesh = make_mesh(mesh or MeshConfig(), devices)
-    tx = make_optimizer(OPTIMIZER, 100)
+    tx = make_optimizer(optimizer, 100)
     init = functools.partial(init_state, config, tx, 0)
     shardings = tree_shardings(jax.eval_shape(init), mesh)
     state = jax.jit(init, out_shardings=shardings)()
-    step = make_train_step(tx, make_schedule(OPTIMIZER, 100), **options)
+    step = make_train_step(tx, make_schedule(optimizer, 100), **options)
     step = on_mesh(mesh, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)))
     curve = []
     for batch in batches:

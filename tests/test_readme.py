@@ -87,5 +87,5 @@ def test_the_layout_is_the_folders(readme, pytestconfig):
     files = [file for folder in ("gpt2_jax", "scripts") for file in (pytestconfig.rootpath / folder).rglob("*.*")]
     there = {file.name for file in files if file.suffix in (".py", ".sh") and "builders" not in file.parts}
     assert named <= there
-    minor = {"__init__.py", "errors.py", "compilation_cache.py", "environment.sh", "memory.py", "interruption.py"}
+    minor = {"__init__.py", "errors.py", "compilation_cache.py", "environment.sh", "memory.py"}
     assert there - named == minor

@@ -5,6 +5,7 @@
 fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`).
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
-from gpt2_jax.config import CheckpointConfig
+from gpt2_jax.config import CheckpointConfig, OptimizerConfig
 from gpt2_jax.data.options import with_defaults
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2
@@ -25,9 +26,10 @@ from gpt2_jax.training.step import TrainState
 FREE = (
     *("model.dtype", "model.attention", "model.remat", "model.scan_unroll", "training.loss_chunks", "mesh."),
     *("training.accumulation_steps", "training.steps", "training.log_every", "training.sample_", "optimizer."),
-    *("evaluation.", "checkpoint.", "data.retries", "data.encoder", "data.workers", "data.prepared"),
-    *("data.fill_prepared", "data.accept_changes"),
+    *("evaluation.", "checkpoint.", "distributed.", "profile.", "data.retries", "data.encoder", "data.workers"),
+    *("data.prepared", "data.fill_prepared", "data.accept_changes"),
 )
+FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
 
@@ -175,12 +177,13 @@ def _all_but_model(state: TrainState) -> dict[str, Any]:
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What a resumed run may not change, as "model.n_layer (4 there, 6 here)"; both are `Config.to_dict()`."""
     flat = lambda config: {f"{group}.{k}": v for group, options in config.items() for k, v in options.items()}
-    saved = saved | {"data": with_defaults(saved["data"])}
+    optimizer = dataclasses.asdict(OptimizerConfig()) | saved["optimizer"]  # older runs name no optimizer
+    saved = saved | {"data": with_defaults(saved["data"]), "optimizer": optimizer}
     old, new = flat(saved), flat(wanted)
     return [
         f"{name} ({old.get(name)!r} there, {new.get(name)!r} here)"
         for name in sorted(old | new)
-        if old.get(name) != new.get(name) and not name.startswith(FREE)
+        if old.get(name) != new.get(name) and (name in FIXED or not name.startswith(FREE))
     ]
 
 

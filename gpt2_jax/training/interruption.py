@@ -32,7 +32,8 @@ def stop_signals() -> Iterator[Stop]:
         if stop.signal is not None:
             raise KeyboardInterrupt
         stop.signal = number
-        tqdm.write("stopping after this step and saving; once more stops at once, without saving")
+        if jax.process_index() == 0:
+            tqdm.write("stopping after this step and saving; once more stops at once, without saving")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -19,8 +19,10 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.model import num_parameters
 from gpt2_jax.sharding import global_batch
 from gpt2_jax.training import metrics
+from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
+from gpt2_jax.training.profile import Trace
 from gpt2_jax.training.run import Run, check_finite
 
 
@@ -45,7 +47,7 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     Args:
       options: the config as nested dicts (see config.py).
       workdir: where everything goes: `data/`, `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json`,
-        `train.log` and `perplexity.png`.
+        `train.log`, `perplexity.png` and, if asked for, `profile/`.
 
     Raises:
       InputError: bad options or data, a checkpoint of another config, a loss that is not finite, a full disk.
@@ -65,15 +67,19 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
     with (
         Checkpoints(workdir, config.checkpoint) as checkpoints,
         stop_signals() as stop,
+        Clock(run.tell) as clock,
         contextlib.ExitStack() as resources,
     ):
-        state = run.first_state(checkpoints)
+        with clock.on("checkpoint" if checkpoints.steps else "other"):
+            state = run.first_state(checkpoints)
         first = step = int(state.step)
         (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         run.describe(state.model)
         batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
-        meter = metrics.Meter(config, num_parameters(state.model), run.mesh)
-        bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=None, dynamic_ncols=True)
+        trace = resources.enter_context(contextlib.closing(Trace(config.profile, workdir / "profile", first, run.say)))
+        meter = metrics.Meter(config, num_parameters(state.model), run.mesh, clock)
+        hidden = jax.process_index() > 0 or None  # None: shown on a terminal
+        bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
 
         def wants(step: int, notice: int) -> tuple[int, int]:
             if stop.signal is not None:
@@ -89,12 +95,16 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
             val_loss, previous = None, None
             last = agreement.last_step(step)
             if first == 0 < last:
-                run.validate(state, writer)
-                run.show_sample(state, writer)
+                with clock.on("evaluation"):
+                    run.validate(state, writer)
+                    run.show_sample(state, writer)
             meter.restart()
             while step < last:
+                if trace.moves(step, state):
+                    meter.restart()
                 batch = global_batch(meter.waiting(lambda: next(batches)), run.mesh)
-                state, current = run.train_step(state, batch)
+                with clock.dispatching(step + 1):
+                    state, current = run.train_step(state, batch)
                 if previous is not None:  # fetched while the step just dispatched runs
                     report(step, previous, config, meter, writer, bar)
                 step, previous = step + 1, current
@@ -106,19 +116,28 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
                 if validates or samples:
                     report(step, previous, config, meter, writer, bar)  # before: nothing that is not finite is saved
                     previous = None
-                    val_loss = run.validate(state, writer) if validates else None
+                    with clock.on("evaluation"):
+                        val_loss = run.validate(state, writer) if validates else None
                     if saves:
-                        run.save(state, checkpoints, val_loss, batches)
+                        with clock.on("checkpoint"):
+                            run.save(state, checkpoints, val_loss, batches)
                     if samples:
-                        run.show_sample(state, writer)
+                        with clock.on("evaluation"):
+                            run.show_sample(state, writer)
                     meter.restart()
                 last = agreement.last_step(step)
             if last < config.training.steps and (step > first or agreement.cause != SOURCE_GONE):
                 if previous is not None:
                     report(step, previous, config, meter, writer, bar)
-                run.save(state, checkpoints, None, batches)
-            checkpoints.wait()
+                with clock.on("checkpoint"):
+                    run.save(state, checkpoints, None, batches)
+            trace.close()
+            with clock.on("checkpoint"):
+                checkpoints.wait()
             run.tell_of(batches.counts)
+            if step > first:
+                writer.write_scalars(step, {f"time/{name}": share for name, share in clock.shares().items()})
+                run.tell(clock.goodput())
             if agreement.cause == SOURCE_GONE:
                 raise_source_gone(step, batches)
     if jax.process_index() == 0:
@@ -148,7 +167,7 @@ def report(
     Raises:
       InputError: the loss or its gradient is not finite.
     """
-    loss = float(values["loss"])
+    loss = meter.waiting(lambda: float(values["loss"]), on="device_wait")
     check_finite("loss", loss, step, config)
     check_finite("gradient norm", float(values["grad_norm"]), step, config)
     meter.count_step()

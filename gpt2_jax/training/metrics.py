@@ -17,6 +17,7 @@ from clu import metric_writers
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
+from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.flops import flops_per_token, peak_flops
 
 MFU_FORMULA = "(6 N + 12 L C T) x tokens/s / (devices x bfloat16 peak), N parameters without wpe (PaLM, appendix B)"
@@ -85,42 +86,43 @@ def open_writer(workdir: Path, *, from_step: int) -> Iterator[metric_writers.Met
 
 
 class Meter:
-    """Speed since it was last read, with the time spent on evaluation and checkpoints left out."""
+    """Speed since it was last read, with the time spent on compilation, evaluation and checkpoints left out."""
 
-    def __init__(self, config: Config, parameters: int, mesh: Mesh):
+    def __init__(self, config: Config, parameters: int, mesh: Mesh, clock: Clock):
         self._tokens_per_step = config.training.batch_size * config.sequence_length
         peak = peak_flops(mesh.devices.flat[0])
         self._flops_per_token = flops_per_token(config.model, parameters, config.sequence_length)
         self._peak = None if peak is None else peak * mesh.size
-        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
-        self._since = time.perf_counter()
+        self._clock = clock
+        self._steps, self._seconds, self._parts = 0, 0.0, dict(clock.seconds)
+        self.restart()
 
     def restart(self) -> None:
         """Starts the clock anew, after something that is not training."""
-        self._since = time.perf_counter()
+        self._since = time.perf_counter() - self._clock.seconds["compile"]
 
-    def waiting(self, get: Callable[[], Any]) -> Any:
-        """`get()`, its time counted as waiting for data."""
-        start = time.perf_counter()
-        result = get()
-        self._waited += time.perf_counter() - start
-        return result
+    def waiting(self, get: Callable[[], Any], on: str = "data_wait") -> Any:
+        """`get()`, its time counted as waiting for data, or `on` something else."""
+        with self._clock.on(on):
+            return get()
 
     def count_step(self) -> None:
-        now = time.perf_counter()
+        now = time.perf_counter() - self._clock.seconds["compile"]
         self._seconds += now - self._since
         self._since = now
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """tokens_per_second, step_seconds, data_wait (share of the time) and, on a known device, mfu."""
+        """tokens_per_second, step_seconds, on a known device mfu, and what parts of the time the host spent how.
+
+        These are data_wait, dispatch and device_wait, see `Clock`; the rest is the loop's own.
+        """
         speed = self._steps * self._tokens_per_step / self._seconds
-        values = {
-            "tokens_per_second": speed,
-            "step_seconds": self._seconds / self._steps,
-            "data_wait": min(1.0, self._waited / self._seconds),
-        }
+        values = {"tokens_per_second": speed, "step_seconds": self._seconds / self._steps}
+        now = dict(self._clock.seconds)
+        for name in ("data_wait", "dispatch", "device_wait"):
+            values[name] = min(1.0, (now[name] - self._parts[name]) / self._seconds)
         if self._peak is not None:
             values["mfu"] = speed * self._flops_per_token / self._peak
-        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+        self._steps, self._seconds, self._parts = 0, 0.0, now
         return values

@@ -193,6 +193,11 @@ class Run:
             left_out = left_out_of(counts) or "none"
             self.say(f"documents read since the start{where}: {counts.get('kept', 0):,} kept; left out: {left_out}")
 
+    def tell(self, line: str) -> None:
+        """Says a line and logs it."""
+        logging.info("%s", line)
+        self.say(line)
+
     def describe(self, model: GPT2) -> None:
         """Logs what is about to run: parameters, data, devices."""
         device = self.mesh.devices.flat[0]

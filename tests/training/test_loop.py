@@ -69,7 +69,11 @@ def test_a_run_leaves_everything_behind(straight):
         "tokens_per_second",
         "step_seconds",
         "data_wait",
+        "dispatch",
+        "device_wait",
     }
+    for line in train:
+        assert 0 < line["data_wait"] + line["dispatch"] + line["device_wait"] <= 1
     val = [line for line in lines if "val_loss" in line]
     assert [line["step"] for line in val] == [0, 4, 8, 12]
     for line in val:

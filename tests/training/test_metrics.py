@@ -1,4 +1,5 @@
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ from gpt2_jax.config import Config, MeshConfig
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import make_mesh
 from gpt2_jax.training import metrics
+from gpt2_jax.training.accounting import Clock
 
 
 @pytest.mark.parametrize(
@@ -34,13 +36,15 @@ def test_mfu_is_absent_on_cpu_and_right_where_the_peak_is_known(monkeypatch):
     mesh = make_mesh(MeshConfig())
 
     def read():
-        meter = metrics.Meter(config, 124_439_808, mesh)
-        meter.waiting(lambda: None)
+        meter = metrics.Meter(config, 124_439_808, mesh, Clock())
+        meter.waiting(lambda: time.sleep(0.002))
+        meter.waiting(lambda: time.sleep(0.004), on="device_wait")
         meter.count_step()
         return meter.read()
 
     values = read()
-    assert set(values) == {"tokens_per_second", "step_seconds", "data_wait"} and 0 <= values["data_wait"] <= 1
+    assert set(values) == {"tokens_per_second", "step_seconds", "data_wait", "dispatch", "device_wait"}
+    assert 0 == values["dispatch"] < values["data_wait"] and values["device_wait"] < 1
     assert values["tokens_per_second"] * values["step_seconds"] == pytest.approx(8 * 1024)
     monkeypatch.setattr("gpt2_jax.training.flops.PEAK_FLOPS", (("cpu", 1e12),))
     values = read()
