@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 environment .venv-oracle tests/oracle/requirements.lock .venv/bin/python
+environment .venv-aot tests/topology/requirements.lock .venv/bin/python
 
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -145,9 +145,9 @@ def test_phrases_may_be_text_or_ids(lm):
 
 def test_compile_makes_the_next_call_compile_nothing(lm):
     lm.compile(batch_size=2, prompt_length=10, max_new_tokens=12, stop_strings=["ab"], logprobs=2)
-    before = sampler._fill._cache_size(), sampler._advance._cache_size()
+    before = sampler.fill._cache_size(), sampler.advance._cache_size()
     lm.generate(["the ", "fox"], max_new_tokens=9, stop_strings=["cd"], logprobs=2, top_k=3, seed=8)
-    assert (sampler._fill._cache_size(), sampler._advance._cache_size()) == before
+    assert (sampler.fill._cache_size(), sampler.advance._cache_size()) == before
 
 
 def test_the_stream_joined_is_the_completion(lm):

@@ -127,7 +127,7 @@ def generate(model: GPT2, state: State, rules: Rules, *, chunk: int | None = Non
         offsets = np.where(lengths - offsets > context, lengths - context // 2, offsets)
         windows = lengths - offsets
         slots = bucket(int(windows.max()), context)
-        state, decoding = _fill(model, state, offsets, rules, slots=slots, capacity=capacity)
+        state, decoding = fill(model, state, offsets, rules, slots=slots, capacity=capacity)
         running = np.tile(np.asarray(state.ended) == RUNNING, len(windows) // len(state.ended))
         full = int(state.count) + min(capacity, context - int(windows.max(initial=0, where=running)))
         while True:
@@ -141,11 +141,11 @@ def generate(model: GPT2, state: State, rules: Rules, *, chunk: int | None = Non
             if count == full:
                 break
             until = min(limit, full, shown + chunk if chunk else limit)
-            state, decoding = _advance(model, state, decoding, rules, np.int32(until))
+            state, decoding = advance(model, state, decoding, rules, np.int32(until))
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "capacity"))
-def _fill(
+def fill(
     model: GPT2, state: State, offsets: jax.Array, rules: Rules, *, slots: int, capacity: int
 ) -> tuple[State, Decoding]:
     """Reads each row's text from `offsets` [R] on, and adds a token."""
@@ -157,7 +157,7 @@ def _fill(
 
 
 @functools.partial(jax.jit, donate_argnames="decoding")
-def _advance(model: GPT2, state: State, decoding: Decoding, rules: Rules, until: jax.Array) -> tuple[State, Decoding]:
+def advance(model: GPT2, state: State, decoding: Decoding, rules: Rules, until: jax.Array) -> tuple[State, Decoding]:
     """Adds tokens until there are `until` of them or every row has ended."""
 
     def unfinished(carry: tuple[State, Decoding]) -> jax.Array:

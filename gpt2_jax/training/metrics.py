@@ -17,38 +17,10 @@ from clu import metric_writers
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
-from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.accounting import Clock
+from gpt2_jax.training.flops import flops_per_token, peak_flops
 
-# Nominal bfloat16 FLOP/s of one device, without sparsity; the first pattern in `device_kind` decides.
-PEAK_FLOPS = (
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("NVIDIA L40S", 362e12),
-    ("NVIDIA L40", 181e12),
-    ("NVIDIA L4", 121e12),
-    ("TPU v6", 918e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
-)
 MFU_FORMULA = "(6 N + 12 L C T) x tokens/s / (devices x bfloat16 peak), N parameters without wpe (PaLM, appendix B)"
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """bfloat16 FLOP/s of a device, or None if it is not in the table (as for CPUs)."""
-    return next((peak for name, peak in PEAK_FLOPS if name in device.device_kind), None)
-
-
-def flops_per_token(config: GPT2Config, num_parameters: int, sequence_length: int) -> float:
-    """Training FLOPs a token, without recomputation: 6 N + 12 L C T, N without the position table."""
-    matrices = num_parameters - config.n_positions * config.n_embd
-    return 6 * matrices + 12 * config.n_layer * config.n_embd * sequence_length
 
 
 class JsonlWriter(metric_writers.MetricWriter):

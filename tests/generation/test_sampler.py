@@ -141,11 +141,11 @@ def test_guidance_leads_away_from_the_negative_prompt(model):
 
 def test_other_values_and_lengths_compile_nothing_anew(model):
     run(model, [[1, 2]], n=5, temperature=0)
-    before = sampler._fill._cache_size(), sampler._advance._cache_size()
+    before = sampler.fill._cache_size(), sampler.advance._cache_size()
     run(model, [[1, 2, 3, 4, 5]], n=7, temperature=1.0, top_p=0.5, end=[9])
     run(model, [[1, 2, 3]], n=16, top_k=3, min_p=0.1, typical_p=0.9, repetition_penalty=1.2, no_repeat_ngram_size=2)
     run(model, [[1]], n=16, presence_penalty=1.0, frequency_penalty=1, epsilon_cutoff=0.1, eta_cutoff=0.1)
-    assert (sampler._fill._cache_size(), sampler._advance._cache_size()) == before
+    assert (sampler.fill._cache_size(), sampler.advance._cache_size()) == before
 
 
 @pytest.mark.parametrize(("length", "expected"), [(1, 16), (16, 16), (17, 32), (33, 64), (900, 1000)])
