@@ -15,7 +15,7 @@ from gpt2_jax.attention import attend
 from gpt2_jax.errors import InputError
 from gpt2_jax.layers import dropout
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.partitions import constrain, spec_of, ways
+from gpt2_jax.partitions import constrain, mesh_in_force, spec_of, ways
 
 INTERPRET = False  # splash without a TPU, for tests
 CUDNN = "cudnn"  # what `jax.nn.dot_product_attention` calls it
@@ -100,7 +100,7 @@ def _splash(config: GPT2Config, T: int, segments: jax.Array | None) -> Attention
     """Splash attention: flash attention (Dao et al., 2022) that skips the blocks above the diagonal."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = mesh_in_force()
     shards = ways("model"), ways("sequence")
     block = next(size for size in BLOCKS if T // shards[1] % size == 0)
     mask = splash.MultiHeadMask([splash.CausalMask((T, T), shard_count=shards[1]) for _ in range(config.n_head)])
@@ -117,7 +117,7 @@ def _splash(config: GPT2Config, T: int, segments: jax.Array | None) -> Attention
         return jax.vmap(kernel)(q, k, v, ids)
 
     apply = on_device
-    if not mesh.empty:
+    if mesh is not None:
         heads, queries, keys = P("model", "sequence"), spec_of("<queries>"), spec_of("<keys>")
         of_q, of_kv = (None, None) if segments is None else (spec_of("<stream>"), spec_of("<batch>"))
         apply = jax.shard_map(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gpt2_jax.partitions import constrain, spec_of, ways
+from gpt2_jax.partitions import constrain, mesh_in_force, spec_of, ways
 
 MANY_ROWS = 256  # from which a product of weights and rows is bound by arithmetic, not by reading the weights
 
@@ -140,8 +140,7 @@ def look_up(table: jax.Array, tokens: jax.Array, name: str) -> jax.Array:
     Where a mesh cuts the table, each device looks up its columns for the tokens of all that share its part of the
     batch, and sends them theirs. Left to itself XLA gathers all of the result on every device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh_in_force() is None:
         return table[tokens]
 
     def on_device(table: jax.Array, tokens: jax.Array) -> jax.Array:

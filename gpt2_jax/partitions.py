@@ -7,6 +7,7 @@ Mesh axes: `data` (the batch), `fsdp` (the batch, and shards of every parameter)
 import re
 
 import jax
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model", "sequence")
@@ -41,13 +42,18 @@ def spec_of(name: str) -> P:
     return next(spec for pattern, spec in RULES if re.search(pattern, name))
 
 
-def constrain(x: jax.Array, name: str) -> jax.Array:
-    """`x`, laid out as the table says on the mesh that `jax.set_mesh` has put in force, if there is one."""
+def mesh_in_force() -> AbstractMesh | None:
+    """The mesh of several devices that `sharding.on_mesh` has put in force; one with other axes is not ours."""
     mesh = jax.sharding.get_abstract_mesh()
-    return x if mesh.empty or mesh.size == 1 else jax.lax.with_sharding_constraint(x, spec_of(name))
+    return mesh if mesh.axis_names == AXES and mesh.size > 1 else None
+
+
+def constrain(x: jax.Array, name: str) -> jax.Array:
+    """`x`, laid out as the table says on the mesh in force, if there is one."""
+    return x if mesh_in_force() is None else jax.lax.with_sharding_constraint(x, spec_of(name))
 
 
 def ways(axis: str) -> int:
     """Into how many parts the mesh in force cuts what lies along one of its axes; 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape[axis]
+    mesh = mesh_in_force()
+    return 1 if mesh is None else mesh.shape[axis]

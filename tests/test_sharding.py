@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import InputError
@@ -135,3 +135,10 @@ def test_an_empty_transformation_has_nothing_to_cut(tiny):
     shapes = jax.eval_shape(functools.partial(init_state, tiny, optax.identity(), 0))
     mesh = make_mesh(MeshConfig())
     assert all(s.mesh == mesh for s in jax.tree.leaves(tree_shardings(shapes, mesh)))
+
+
+def test_a_mesh_of_somebody_else_is_left_alone(tiny_model):
+    tokens = np.zeros((2, 5), np.int32)
+    wanted = tiny_model(tokens)
+    with jax.set_mesh(jax.make_mesh((2, 4), ("rows", "columns"), axis_types=(AxisType.Auto,) * 2)):
+        np.testing.assert_allclose(jax.jit(lambda model: model(tokens))(tiny_model), wanted, rtol=1e-5, atol=1e-5)
