@@ -1,8 +1,10 @@
-"""Times generation with random weights; prints one JSON line a workload, its `value` a median.
+"""Times training and generation with random weights; prints one JSON line a workload, its `value` a median.
 
 python scripts/benchmark.py
 python scripts/benchmark.py --workloads=gen_b1,prefill --preset=gpt2-medium
 
+train_fp32_b{4x256,1x1024}: an optimizer step of AdamW with clipping, without dropout. eval_b{1,4}x1024: its loss alone.
+first_step_{12,24,36,48}_layers: seconds to trace and compile a training step of such a depth, of width 256.
 gen_b{1,8}_{greedy,sample}: 128 new tokens after 32; sample is top-k 50, then top-p 0.95.
 prefill_b1x1024: the last of 1024 tokens after the others. decode_b1_context{128,512,1024}: the last 64 tokens of such a
 context, streamed. first_token_warm, first_token_cold: seconds to the first token of a stream, and of a new process that
@@ -18,15 +20,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
 import gpt2_jax
 from gpt2_jax import GPT2, GPT2Config, LanguageModel, compilation_cache
 from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.training.memory import keep_freed_memory
+from gpt2_jax.training.optimizer import make_optimizer, make_schedule
+from gpt2_jax.training.options import OptimizerConfig, TrainingConfig
+from gpt2_jax.training.step import Batch, TrainState, eval_step, init_state, make_train_step
 
 WORKLOADS = flags.DEFINE_list("workloads", [], "Beginnings of the names of the workloads to run; all by default.")
 PRESET = flags.DEFINE_enum("preset", "gpt2", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"], "Size of the model.")
@@ -36,6 +43,7 @@ SECONDS = flags.DEFINE_float("seconds", 40, "Stop repeating a workload after thi
 
 PROMPT, NEW, STREAMED = 32, 128, 64
 DISTURBED = 0.04  # share of the processors that others had: such a repetition counts only if there are no two better
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 NEVER_END = {"eos_token_id": ()}
 GREEDY = {"temperature": 0}
 SAMPLE = {"temperature": 1.0, "top_k": 50, "top_p": 0.95}
@@ -85,12 +93,54 @@ def report(workload: str, tokens: int | None, seconds: list[float], foreign: lis
     print(json.dumps(record), flush=True)
 
 
+def model_config(**options) -> GPT2Config:
+    return GPT2Config(**gpt2_jax.preset(PRESET.value), dtype=DTYPE.value, **options)
+
+
+@functools.cache
 def random_model() -> LanguageModel:
     """Random weights, and a tokenizer to which each id is one character."""
-    config = GPT2Config(**gpt2_jax.preset(PRESET.value), dtype=DTYPE.value)
+    compilation_cache.enable()
+    config = model_config()
     model = jax.jit(GPT2, static_argnums=0)(config, jax.random.key(0))
     characters = "".join(chr(0x20000 + i) for i in range(config.vocab_size - 1))  # and end-of-text
     return LanguageModel(model, train_characters([characters]))
+
+
+def training_step(config: GPT2Config, batch_size: int, length: int) -> tuple[Callable, TrainState, Batch]:
+    """(the step as a run jits it, its first state, a batch of random tokens)."""
+    keep_freed_memory()
+    options = OptimizerConfig()
+    tx = make_optimizer(options, TrainingConfig.steps)
+    step = jax.jit(make_train_step(tx, make_schedule(options, TrainingConfig.steps)), donate_argnums=0)
+    state = jax.jit(functools.partial(init_state, config, tx, 0))()
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length + 1), np.int32)
+    return step, state, {"tokens": jnp.asarray(tokens), "mask": jnp.ones((batch_size, length), bool)}
+
+
+def first_step(layers: int) -> float:
+    """Seconds to trace and compile, without what earlier calls left."""
+    jax.clear_caches()
+    step, state, batch = training_step(GPT2Config(n_layer=layers, n_embd=256, n_head=4, dtype=DTYPE.value), 1, 128)
+    return timed(lambda: step.lower(state, batch).compile())
+
+
+def train(batch_size: int, length: int) -> Iterator[float]:
+    """Seconds of one step after another."""
+    step, state, batch = training_step(model_config(**NO_DROPOUT), batch_size, length)
+    while True:
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        yield time.perf_counter() - start
+
+
+def evaluate(batch_size: int, length: int) -> Iterator[float]:
+    """Seconds of one evaluation after another."""
+    _, state, batch = training_step(model_config(**NO_DROPOUT), batch_size, length)
+    step = jax.jit(eval_step)
+    while True:
+        yield timed(lambda: jax.block_until_ready(step(state.model, batch)))
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -102,16 +152,16 @@ def timed(run: Callable[[], object]) -> float:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; name workloads with --workloads=gen_b1,prefill")
-    compilation_cache.enable()
-    lm = random_model()
-    ids = np.random.default_rng(0).integers(0, lm.config.vocab_size - 1, 8 * 1024)
+    ids = np.random.default_rng(0).integers(0, model_config().vocab_size - 1, 8 * 1024)
 
     def generate(batch: int, prompt: int, new: int, **options) -> float:
+        lm = random_model()
         prompts = list(ids[: batch * prompt].reshape(batch, prompt))
         return timed(lambda: lm.generate(prompts, max_new_tokens=new, **NEVER_END, **options))
 
     def stream(prompt: int, new: int) -> list[float]:
         """Seconds from the call to each token."""
+        lm = random_model()
         start = time.perf_counter()
         pieces = lm.stream(ids[:prompt], max_new_tokens=new, temperature=0, **NEVER_END)
         return [time.perf_counter() - start for _ in pieces]
@@ -122,12 +172,19 @@ def main(argv: list[str]) -> None:
 
     def first_token_cold() -> float:
         if not os.listdir(folder):
-            gpt2_jax.save(lm, folder)
+            gpt2_jax.save(random_model(), folder)
         return timed(
             lambda: subprocess.run([sys.executable, "-c", COLD, folder, DTYPE.value], check=True, capture_output=True)
         )
 
     workloads: dict[str, tuple[int | None, Callable[[], float]]] = {}  # tokens of a run, and a run in seconds
+    for layers in (12, 24, 36, 48):  # before the cache of compiled programs is in use
+        workloads[f"first_step_{layers}_layers"] = None, functools.partial(first_step, layers)
+    for batch, length in ((4, 256), (1, 1024)):
+        kind = {"float32": "fp32", "bfloat16": "bf16"}[DTYPE.value]
+        workloads[f"train_{kind}_b{batch}x{length}"] = batch * length, train(batch, length).__next__
+    for batch in (1, 4):
+        workloads[f"eval_b{batch}x1024"] = batch * 1024, evaluate(batch, 1024).__next__
     for batch, (mode, options) in itertools.product((1, 8), (("greedy", GREEDY), ("sample", SAMPLE))):
         run = functools.partial(generate, batch, PROMPT, NEW, **options)
         workloads[f"gen_b{batch}_{mode}"] = batch * NEW, run
@@ -141,7 +198,8 @@ def main(argv: list[str]) -> None:
         if not any(name.startswith(beginning) for name in workloads):
             raise app.UsageError(f"no workload begins with {beginning!r}; there are {', '.join(workloads)}")
     with tempfile.TemporaryDirectory() as folder:
-        for name, (tokens, run) in workloads.items():
+        for name in list(workloads):
+            tokens, run = workloads.pop(name)  # and then free what it holds
             if not WORKLOADS.value or name.startswith(tuple(WORKLOADS.value)):
                 report(name, tokens, *repeat(run))
 
