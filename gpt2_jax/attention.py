@@ -4,10 +4,11 @@ Axes: B batch, T query length, S key length, H heads, K head size.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from gpt2_jax.layers import drop
 
 QUERY_BLOCK = 256
 
@@ -64,7 +65,8 @@ def attend(
     mask: jax.Array,
     *,
     upcast: bool = False,
-    on_weights: Callable[[jax.Array], jax.Array] = lambda weights: weights,
+    keep: jax.Array | None = None,
+    rate: float = 0.0,
 ) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al., 2017) with the softmax in float32.
 
@@ -74,7 +76,7 @@ def attend(
       scale: factor of the scores.
       mask: bool, broadcastable to [B, H, T, S]; True = attend. Each row needs one True.
       upcast: multiply q with k in float32 even if they are bfloat16.
-      on_weights: applied to the float32 weights [B, H, T, S] after the softmax (dropout).
+      keep: bool [B, H, T, S], the weights that a dropout of `rate` leaves; None: all.
 
     Returns:
       [B, H, T, K] in v's dtype.
@@ -83,21 +85,37 @@ def attend(
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
     scores = jnp.einsum("bhtk,bhsk->bhts", q, k, preferred_element_type=jnp.float32) * scale
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = on_weights(jax.nn.softmax(scores, axis=-1)).astype(v.dtype)
-    return jnp.einsum("bhts,bhsk->bhtk", weights, v)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if keep is not None:
+        weights = drop(weights, keep, rate)
+    return jnp.einsum("bhts,bhsk->bhtk", weights.astype(v.dtype), v)
 
 
-def attend_causally(q: jax.Array, k: jax.Array, v: jax.Array, scale: jax.Array | float, **options) -> jax.Array:
-    """`attend` where each of T queries sees the keys up to its own, [B, H, T, K] each.
+def attend_causally(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: jax.Array | float,
+    mask: jax.Array | None = None,
+    *,
+    keep: jax.Array | None = None,
+    block: int | None = None,
+    **options,
+) -> jax.Array:
+    """`attend` where each of T queries sees the keys up to its own, of those that `mask` leaves, [B, H, T, K] each.
 
-    Blocks of queries leave out the keys that none of them sees: nearly half of the work on a long prompt.
+    Blocks of queries (of `block`, `QUERY_BLOCK` by default) leave out the keys that none of them sees: nearly half of
+    the work on a long sequence.
     """
-    T, blocks = q.shape[2], []
-    for start in range(0, T, QUERY_BLOCK):
-        end = min(T, start + QUERY_BLOCK)
-        mask = jnp.arange(end) <= jnp.arange(start, end)[:, None]  # [T', S']
-        blocks.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale, mask, **options))
-    return jnp.concatenate(blocks, axis=2)
+    T, parts, block = q.shape[2], [], block or QUERY_BLOCK
+    for start in range(0, T, block):
+        end = min(T, start + block)
+        seen = jnp.arange(end) <= jnp.arange(start, end)[:, None]  # [T', S']
+        if mask is not None:
+            seen &= mask[..., start:end, :end]
+        kept = None if keep is None else keep[:, :, start:end, :end]
+        parts.append(attend(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale, seen, keep=kept, **options))
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
 
 
 def attend_cached(q: jax.Array, cache: KVCache, scale: jax.Array | float, mask: jax.Array, **options) -> jax.Array:

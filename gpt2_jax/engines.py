@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from gpt2_jax.attention import attend
+from gpt2_jax.attention import attend_causally
 from gpt2_jax.errors import InputError
-from gpt2_jax.layers import dropout
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.partitions import constrain, mesh_in_force, spec_of, ways
 
@@ -79,14 +78,16 @@ def make_attention(config: GPT2Config, T: int, segments: jax.Array | None) -> At
 
 
 def _xla(config: GPT2Config, T: int, segments: jax.Array | None) -> Attention:
-    mask = jnp.tril(jnp.ones((T, T), bool))  # [T, S]
-    if segments is not None:
-        mask &= _same(segments)
+    mask = None if segments is None else _same(segments)
+    block = None if ways("sequence") == 1 else T  # queries that are cut already are not cut again
 
     def attention(q, k, v, scale, key):
-        on_weights = lambda weights: dropout(weights, config.attn_pdrop, key)
+        drops = key is not None and config.attn_pdrop > 0
+        keep = jax.random.bernoulli(key, 1.0 - config.attn_pdrop, (*q.shape[:3], T)) if drops else None
         q, k, v = constrain(q, "<queries>"), constrain(k, "<keys>"), constrain(v, "<keys>")
-        return attend(q, k, v, scale, mask, upcast=config.reorder_and_upcast_attn, on_weights=on_weights)
+        return attend_causally(
+            q, k, v, scale, mask, keep=keep, rate=config.attn_pdrop, block=block, upcast=config.reorder_and_upcast_attn
+        )
 
     return attention
 
@@ -109,7 +110,12 @@ def _splash(config: GPT2Config, T: int, segments: jax.Array | None) -> Attention
         **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq"), block),
     )
     kernel = splash.make_splash_mha(
-        mask, head_shards=shards[0], q_seq_shards=shards[1], block_sizes=sizes, interpret=INTERPRET
+        mask,
+        head_shards=shards[0],
+        q_seq_shards=shards[1],
+        block_sizes=sizes,
+        interpret=INTERPRET,
+        residual_checkpoint_name="attention",  # what `remat` may keep: without it the whole kernel would run again
     )
 
     def on_device(kernel, q, k, v, of_q, of_kv):

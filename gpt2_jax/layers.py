@@ -60,7 +60,11 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes elements with probability `rate` and scales the others up; without a key nothing is dropped."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return drop(x, jax.random.bernoulli(key, 1.0 - rate, x.shape), rate)
+
+
+def drop(x: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
+    """Zeroes elements where `keep` (bool) is False, and scales the others up for the share that is gone."""
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 

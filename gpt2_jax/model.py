@@ -162,7 +162,9 @@ class GPT2(nnx.Module):
             return h(x, lambda q, k, v, key: (attend(q, k, v, scale, key), None), key)
 
         if config.remat != "none":
-            block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+            # Within a loop nothing can be shared with the forward pass; where blocks follow each other XLA would.
+            in_loop = config.scan_unroll == 1 and not isinstance(self.h, nnx.List)
+            block = jax.checkpoint(block, policy=REMAT_POLICIES[config.remat], prevent_cse=not in_loop)
         if isinstance(self.h, nnx.List):
             for i, h in enumerate(self.h):
                 x, _ = block(x, (h, config.attention_scales()[i], None if key is None else block_keys[i]))

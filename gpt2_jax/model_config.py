@@ -24,10 +24,13 @@ ACTIVATIONS = {
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 ENGINES = ("auto", "xla", "splash", "cudnn")
+_ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "named": jax.checkpoint_policies.save_only_these_names("attention"),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION
+    ),
+    "named": _ATTENTION,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -55,8 +58,8 @@ class GPT2Config:
       dtype: of activations and matrix products: "float32" or "bfloat16"; parameters are always float32.
       attention: what computes it in training: "xla" anywhere, "splash" on TPUs, "cudnn" on NVIDIA GPUs, whose memory
         does not grow with the square of the context; "auto" is the best that the devices and the dropout allow.
-      remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "named" (all but the results
-        of attention) or "full".
+      remat: what the backward pass recomputes: "none", "dots" (all but matrix products and the results of attention:
+        half of the memory at the speed of "none"), "named" (all but the results of attention) or "full".
       scan_unroll: blocks per iteration of the scan; n_layer compiles longest and is the fastest on CPU.
       vocab_multiple: embeddings are padded in memory to a multiple of this; padding is never predicted or saved.
     """
@@ -80,7 +83,7 @@ class GPT2Config:
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    remat: Literal["none", "dots", "named", "full"] = "none"
+    remat: Literal["none", "dots", "named", "full"] = "dots"
     scan_unroll: int = 1
     vocab_multiple: int = 128
 

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 from gpt2_jax import InputError, compilation_cache
 from gpt2_jax.config import Config, check_overrides
 from gpt2_jax.training import distributed
+from gpt2_jax.training.memory import keep_freed_memory
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run found there goes on.")
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; options look like --config.training.steps=100")
     compilation_cache.enable()
+    keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on what it was built for, and on oneDNN,
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # which moving tokens about has no use for
     options, workdir = CONFIG.value.to_dict(), Path(WORKDIR.value)

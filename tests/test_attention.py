@@ -36,6 +36,17 @@ def test_causal_attention_in_blocks_matches_a_loop(T, monkeypatch):
     np.testing.assert_allclose(attend_causally(q, k, v, 0.5), by_a_loop(q, k, v, 0.5), rtol=1e-4, atol=1e-5)
 
 
+def test_blocks_change_neither_a_mask_nor_dropout():
+    q, k, v = qkv(11)
+    segments = np.array([[0] * 3 + [1] * 8, [0] * 6 + [1] * 5])
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+    keep = random(2, 3, 11, 11) > -1
+    run = lambda block: attend_causally(q, k, v, 0.5, mask, keep=keep, rate=0.2, block=block)
+    np.testing.assert_allclose(run(4), run(11), rtol=1e-5, atol=1e-6)
+    first = slice(None), slice(None), slice(0, 1)  # a query that sees itself alone
+    np.testing.assert_allclose(run(4)[first], np.where(keep[first][..., :1], v[first] / 0.8, 0), rtol=1e-5)
+
+
 def test_attention_over_a_cache_sees_what_its_rows_masks_allow():
     q, k, v = qkv(6)
     expected = by_a_loop(q, k, v, 0.5)

@@ -71,14 +71,21 @@ def test_stacked_and_unstacked_models_agree(tiny_model, tokens):
     np.testing.assert_allclose(flat(tokens), tiny_model(tokens), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(tiny, tokens, remat):
-    config = dataclasses.replace(tiny, resid_pdrop=0.1)
+@pytest.mark.parametrize(
+    "options", [{"remat": "dots"}, {"remat": "named"}, {"remat": "full"}, {"remat": "full", "scan_unroll": 3}]
+)
+def test_remat_changes_no_gradient_and_needs_less_memory(tiny, tokens, options):
     loss = lambda model: jnp.square(model(jnp.asarray(tokens), key=jax.random.key(1))).mean()
-    plain = jax.jit(jax.grad(loss))(build(config))
-    recomputed = jax.jit(jax.grad(loss))(build(dataclasses.replace(config, remat=remat)))
+
+    def program(**options):
+        model = build(dataclasses.replace(tiny, resid_pdrop=0.1, **options))
+        compiled = jax.jit(jax.grad(loss)).lower(model).compile()
+        return compiled(model), compiled.memory_analysis().temp_size_in_bytes
+
+    (plain, all_of_it), (recomputed, less) = program(remat="none"), program(**options)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
                  jax.tree.leaves(plain), jax.tree.leaves(recomputed))  # fmt: skip
+    assert less < all_of_it
 
 
 def test_bfloat16_keeps_float32_parameters_and_logits(tiny, tiny_model, tokens):

@@ -82,28 +82,27 @@ def make_train_step(
       loss_chunks: see `sum_of_losses`.
     """
 
-    def value_and_grad(model: GPT2, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, GPT2]:
-        loss = lambda model: sum_of_losses(model, batch, key=key, chunks=loss_chunks)
+    def value_and_grad(model: GPT2, count: jax.Array, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, GPT2]:
+        loss = lambda model: sum_of_losses(model, batch, key=key, chunks=loss_chunks) / count
         return jax.value_and_grad(loss)(model)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         config = state.model.config
         drops = max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) > 0
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step) if drops else None
+        count = jnp.maximum(batch["mask"].sum(), 1)
         if accumulation_steps == 1:
-            loss, grads = value_and_grad(state.model, batch, key)
+            loss, grads = value_and_grad(state.model, count, batch, key)
         else:
             # Part i takes rows i, i + n, ...: a device's rows are in every part, so nothing moves between devices.
             parts = {k: a.reshape(-1, accumulation_steps, *a.shape[1:]).swapaxes(0, 1) for k, a in batch.items()}
             keys = jax.random.split(key, accumulation_steps) if drops else None
 
             def add(total, part):
-                return jax.tree.map(jnp.add, total, value_and_grad(state.model, *part)), None
+                return jax.tree.map(jnp.add, total, value_and_grad(state.model, count, *part)), None
 
             zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model))
             (loss, grads), _ = jax.lax.scan(add, zeros, (parts, keys))
-        count = jnp.maximum(batch["mask"].sum(), 1)
-        loss, grads = jax.tree.map(lambda x: x / count, (loss, grads))
         updates, opt_state = tx.update(grads, state.opt_state, state.model)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
         return TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt_state, state.key), metrics
