@@ -49,13 +49,13 @@ def train_flops(config: Config, parameters: int, attention: str) -> tuple[float,
     tokens = config.training.batch_size * config.sequence_length
     model = flops_per_token(config.model, parameters, config.sequence_length)
     scores = 4 * config.model.n_layer * config.model.n_embd * config.sequence_length  # forward, both products
-    again, scores_again = recomputed(config.model, config.training.loss_chunks)
+    again, scores_again = recomputed(config.model)
     # Splash and cuDNN skip blocks that no query sees: nearly half of them.
     unmasked = 1.0 if attention == "xla" else 0.5
     return tokens * model, tokens * (model - 3 * scores + again + (3 + scores_again) * scores * unmasked)
 
 
-def recomputed(config: GPT2Config, loss_chunks: int) -> tuple[float, float]:
+def recomputed(config: GPT2Config) -> tuple[float, float]:
     """FLOPs a token that the backward pass repeats: (of matrix products, in forward passes of attention).
 
     Of `remat="full"` all of a block but `mlp.c_proj`, whose result no gradient needs. A policy that is not known here
@@ -63,9 +63,7 @@ def recomputed(config: GPT2Config, loss_chunks: int) -> tuple[float, float]:
     """
     C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     blocks = 2 * config.n_layer * (4 * C * C + C * inner)
-    head = 2 * config.vocab_size * C if loss_chunks > 1 else 0
-    matrices, scores = {"dots": (0, 1), "full": (blocks, 1), "named": (blocks, 0)}.get(config.remat, (0, 0))
-    return matrices + head, scores
+    return {"dots": (0, 1), "full": (blocks, 1), "named": (blocks, 0)}.get(config.remat, (0, 0))
 
 
 def decode_flops(config: GPT2Config, parameters: int, batch_size: int) -> float:

@@ -31,8 +31,7 @@ def test_a_masked_kernel_runs_half_of_the_attention():
     [("none", 0, 0), ("dots", 0, 1), ("named", 16 * L * C * C, 0), ("full", 16 * L * C * C, 1)],
 )
 def test_what_remat_repeats(remat, matrices, scores):
-    assert bounds.recomputed(GPT2Config(remat=remat), 1) == (matrices, scores)
-    assert bounds.recomputed(GPT2Config(remat=remat), 8) == (matrices + 2 * 50257 * C, scores)
+    assert bounds.recomputed(GPT2Config(remat=remat)) == (matrices, scores)
 
 
 def test_a_decoded_token_reads_half_a_cache():
