@@ -32,7 +32,7 @@ from gpt2_jax.layers import (
     look_up,
 )
 from gpt2_jax.model_config import ACTIVATIONS, DTYPES, REMAT_POLICIES, GPT2Config
-from gpt2_jax.partitions import constrain
+from gpt2_jax.partitions import constrain, scattered, spec_of
 
 
 class Attention(nnx.Module):
@@ -41,8 +41,9 @@ class Attention(nnx.Module):
     def __init__(self, config: GPT2Config, key: jax.Array):
         C, std, dtype = config.n_embd, config.initializer_range, DTYPES[config.dtype]
         keys = jax.random.split(key)
-        self.c_attn = Linear(C, (3, C), keys[0], std=std, dtype=dtype)
-        self.c_proj = Linear(C, (C,), keys[1], std=std / math.sqrt(2 * config.n_layer), dtype=dtype)
+        self.c_attn = Linear(C, (3, C), keys[0], std=std, dtype=dtype, name="h.attn.c_attn")
+        std /= math.sqrt(2 * config.n_layer)
+        self.c_proj = Linear(C, (C,), keys[1], std=std, dtype=dtype, name="h.attn.c_proj")
         self.config = config
 
     def __call__(self, x, attention, key=None):
@@ -63,8 +64,9 @@ class MLP(nnx.Module):
         C, std, dtype = config.n_embd, config.initializer_range, DTYPES[config.dtype]
         inner = config.n_inner or 4 * C
         keys = jax.random.split(key)
-        self.c_fc = Linear(C, (inner,), keys[0], std=std, dtype=dtype)
-        self.c_proj = Linear(inner, (C,), keys[1], std=std / math.sqrt(2 * config.n_layer), dtype=dtype)
+        self.c_fc = Linear(C, (inner,), keys[0], std=std, dtype=dtype, name="h.mlp.c_fc")
+        std /= math.sqrt(2 * config.n_layer)
+        self.c_proj = Linear(inner, (C,), keys[1], std=std, dtype=dtype, name="h.mlp.c_proj")
         self.config = config
 
     def __call__(self, x, key=None):
@@ -221,17 +223,14 @@ class GPT2(nnx.Module):
 
     def head(self, x: jax.Array) -> jax.Array:
         """states [..., C] -> float32 logits [..., padded V]; those of padding are the lowest finite number."""
-        config = self.config
-        table = (self.wte if config.tie_word_embeddings else self.lm_head).embedding[...].astype(x.dtype)
-        rows = as_rows(x)
-        few = rows.ndim == 2 and len(rows) < MANY_ROWS  # as in TransposedLinear
-        operands = ("vc,nc->vn", table, rows) if few else ("...c,vc->...v", rows, table)
-        logits = jnp.einsum(*operands, preferred_element_type=jnp.float32)
-        if config.padded_vocab_size != config.vocab_size:
-            real = jnp.arange(config.padded_vocab_size) < config.vocab_size
-            logits = jnp.where(real[:, None] if few else real, logits, jnp.finfo(jnp.float32).min)
-        logits = (logits.T if few else logits).reshape(*x.shape[:-1], -1)
+        name, table = self.head_table()
+        logits = logits_of(self.config, scattered(table.astype(x.dtype), spec_of(name)), x)
         return constrain(logits, "<logits>") if logits.ndim == 3 else logits
+
+    def head_table(self) -> tuple[str, jax.Array]:
+        """The name and value of the parameter [padded V, C] that makes logits of states."""
+        name = "wte" if self.config.tie_word_embeddings else "lm_head"
+        return f"{name}.embedding", getattr(self, name).embedding[...]
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """tokens [B, T], position rows [T, C] or [B, T, C] -> [B, T, C] in `config.dtype`."""
@@ -241,6 +240,18 @@ class GPT2(nnx.Module):
         else:
             x = x + positions
         return x.astype(DTYPES[self.config.dtype])
+
+
+def logits_of(config: GPT2Config, table: jax.Array, x: jax.Array) -> jax.Array:
+    """`GPT2.head` of a table [padded V, C] in the dtype of the states [..., C]."""
+    rows = as_rows(x)
+    few = rows.ndim == 2 and len(rows) < MANY_ROWS  # as in TransposedLinear
+    operands = ("vc,nc->vn", table, rows) if few else ("...c,vc->...v", rows, table)
+    logits = jnp.einsum(*operands, preferred_element_type=jnp.float32)
+    if config.padded_vocab_size != config.vocab_size:
+        real = jnp.arange(config.padded_vocab_size) < config.vocab_size
+        logits = jnp.where(real[:, None] if few else real, logits, jnp.finfo(jnp.float32).min)
+    return (logits.T if few else logits).reshape(*x.shape[:-1], -1)
 
 
 def check_tokens(config: GPT2Config, tokens: jax.Array | np.ndarray | Sequence[Sequence[int]]) -> jax.Array:

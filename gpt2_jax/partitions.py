@@ -4,18 +4,23 @@ Mesh axes: `data` (the batch), `fsdp` (the batch, and shards of every parameter)
 `sequence` (positions of every activation, and shards of every parameter). Axis letters as in model.py.
 """
 
+import functools
 import re
 
 import jax
-from jax.sharding import AbstractMesh
+import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "model", "sequence")
 ROWS = ("data", "fsdp")  # what cuts a batch
+CUT = (*ROWS, "sequence")  # what cuts positions
 SHARDS = (
     "fsdp",
     "sequence",
 )  # what cuts a parameter: devices that have parts of the same sequence have no need of copies
+IN_TURN = ("tpu",)  # platforms on which sums over many devices are scattered in two steps
 
 # The first pattern found in a name decides. A parameter's is also that of its optimizer moments and gradient; names in
 # angle brackets are activations'.
@@ -27,7 +32,6 @@ RULES = (
     (r"h\.mlp\.c_fc\.kernel$", P(None, SHARDS, "model")),  # [L, C, n_inner]
     (r"h\.mlp\.c_fc\.bias$", P(None, "model")),  # [L, n_inner]
     (r"h\.\w+\.c_proj\.kernel$", P(None, "model", SHARDS)),  # [L, C or n_inner, C]
-    (r"<matrix>", P(SHARDS)),  # [C, 3 C], a c_attn.kernel whose heads are not cut
     (r"<batch>", P(ROWS)),  # [B, ...]
     (r"<stream>", P(ROWS, "sequence")),  # [B, T, C], between the blocks
     (r"<queries>", P(ROWS, "model", "sequence")),  # [B, H, T, K]
@@ -51,6 +55,63 @@ def mesh_in_force() -> AbstractMesh | None:
 def constrain(x: jax.Array, name: str) -> jax.Array:
     """`x`, laid out as the table says on the mesh in force, if there is one."""
     return x if mesh_in_force() is None else jax.lax.with_sharding_constraint(x, spec_of(name))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scattered(x: jax.Array, spec: P) -> jax.Array:
+    """`x` [...] in parts by `spec` on the mesh in force, if there is one; its gradient is `scatter`ed."""
+    return x if mesh_in_force() is None else jax.lax.with_sharding_constraint(x, spec)
+
+
+scattered.defvjp(lambda x, spec: (scattered(x, spec), None), lambda spec, _, g: (scatter(g, spec),))
+
+
+def scatter(g: jax.Array, spec: P) -> jax.Array:
+    """A sum over the devices that cut the batch, in parts by `spec` on the mesh in force, if there is one.
+
+    Over all chips of a square or a cube the TPU's compiler has no reduce-scatter: it sums everything on every chip, in
+    twice the bytes. Over rows and then over columns of them it has, and two in turn send no more bytes than one.
+    """
+    mesh = mesh_in_force()
+    if mesh is None:
+        return g
+    outer, within = turns(mesh)
+    if outer > 1:
+        sizes = {axis: mesh.shape[axis] for axis in AXES} | {"fsdp": outer, "within": within}
+        names = ("data", "fsdp", "within", "model", "sequence")
+        halfway = AbstractMesh(tuple(sizes[name] for name in names), names, axis_types=(AxisType.Auto,) * len(names))
+        coarse = P(*("fsdp" if axes == SHARDS else axes for axes in spec))
+        g = jax.lax.with_sharding_constraint(g, NamedSharding(halfway, coarse))
+    return jax.lax.with_sharding_constraint(g, spec)
+
+
+def scatter_each(g: jax.Array, spec: P) -> jax.Array:
+    """`scatter` of sums that are still apart: g [D, V, C], one of each of the D devices that cut positions."""
+    mesh, (outer, within) = mesh_in_force(), turns(mesh_in_force())
+    grid = np.arange(outer * within).reshape(outer, within)
+    # None over one device: the TPU's compiler keeps it.
+    turns_of = [("fsdp", groups.tolist()) for groups in (grid.T, grid) if groups.shape[1] > 1]
+    turns_of += [("sequence", None)] if mesh.shape["sequence"] > 1 else []
+
+    def on_device(g: jax.Array) -> jax.Array:
+        g = g[0].T
+        for axis, groups in turns_of:
+            if mesh.abstract_device.platform in IN_TURN:
+                # It scatters parts that lie together in memory; others it sums on every device.
+                g = with_layout_constraint(g, Layout((0, 1)))
+            g = jax.lax.psum_scatter(g, axis, axis_index_groups=groups, tiled=True)
+        return jax.lax.psum(g.T, "data") if mesh.shape["data"] > 1 else g.T
+
+    return jax.shard_map(on_device, in_specs=P(CUT, spec[0]), out_specs=spec, check_vma=False)(g)
+
+
+def turns(mesh: AbstractMesh) -> tuple[int, int]:
+    """The two factors of the `fsdp` axis over which sums are scattered in turn; the first is 1 if one turn does it."""
+    size = mesh.shape["fsdp"]
+    if size < 8 or mesh.abstract_device.platform not in IN_TURN:
+        return 1, size
+    outer = min(n for n in range(1, size + 1) if n * n >= size and size % n == 0)
+    return outer, size // outer
 
 
 def ways(axis: str) -> int:

@@ -51,14 +51,14 @@ def train_flops(config: Config, parameters: int, attention: str) -> tuple[float,
     tokens = config.training.batch_size * config.sequence_length
     model = flops_per_token(config.model, parameters, config.sequence_length)
     scores = 4 * config.model.n_layer * config.model.n_embd * config.sequence_length  # forward, both products
-    again, scores_again = recomputed(config.model, config.training.loss_chunks, attention)
+    again, scores_again = recomputed(config.model, attention)
     # Splash and cuDNN skip blocks of keys that no query sees, nearly half of them, and XLA's larger blocks fewer.
     blocks = math.ceil(config.sequence_length / QUERY_BLOCK)
     unmasked = (blocks + 1) / (2 * blocks) if attention == "xla" else 0.5
     return tokens * model, tokens * (model - 3 * scores + again + (3 + scores_again) * scores * unmasked)
 
 
-def recomputed(config: GPT2Config, loss_chunks: int, attention: str) -> tuple[float, float]:
+def recomputed(config: GPT2Config, attention: str) -> tuple[float, float]:
     """FLOPs a token that the backward pass repeats: (of matrix products, in forward passes of attention).
 
     Of `remat="full"` all of a block but `mlp.c_proj`, whose result no gradient needs. The results of attention that
@@ -67,11 +67,9 @@ def recomputed(config: GPT2Config, loss_chunks: int, attention: str) -> tuple[fl
     """
     C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     blocks = 2 * config.n_layer * (4 * C * C + C * inner)
-    head = 2 * config.vocab_size * C if loss_chunks > 1 else 0
     beside = {"splash": 0.0, "xla": 0.5, "cudnn": 1.0}[attention]
     policies = {"dots": (0, beside), "full": (blocks, 1), "named": (blocks, beside)}
-    matrices, scores = policies.get(config.remat, (0, 0))
-    return matrices + head, scores
+    return policies.get(config.remat, (0, 0))
 
 
 def decode_flops(config: GPT2Config, parameters: int, batch_size: int) -> float:

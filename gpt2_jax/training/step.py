@@ -13,6 +13,7 @@ import optax
 
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.training.loss import cross_entropy, in_chunks
 
 Batch = dict[str, jax.Array]
 
@@ -40,32 +41,17 @@ def sum_of_losses(model: GPT2, batch: Batch, *, key: jax.Array | None = None, ch
       model: stacked or not.
       batch: see above.
       key: for dropout; None drops nothing.
-      chunks: parts of T whose float32 logits [B, T / chunks, V] are made one after another and recomputed for the
-        gradient; must divide T.
+      chunks: parts of T whose float32 logits [B, T / chunks, V] are made one after another, and with them their part
+        of the gradient; must divide T.
 
     Returns:
       float32 [].
     """
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     x = model.hidden(inputs, key=key, segments=batch.get("segments"), positions=batch.get("positions"))  # [B, T, C]
-
-    def chunk_loss(x, targets, mask):
-        logits = model.head(x)
-        # Comparing with an iota instead of gathering: XLA fuses it, and its gradient needs no scatter.
-        hits = targets[..., None] == jnp.arange(logits.shape[-1])
-        losses = jax.nn.logsumexp(logits, axis=-1) - jnp.where(hits, logits, 0.0).sum(-1)
-        return jnp.where(mask, losses, 0.0).sum()
-
     if chunks == 1:
-        return chunk_loss(x, targets, batch["mask"])
-
-    def split(a):  # [B, T, ...] -> [chunks, B, T / chunks, ...]
-        # Part i takes positions i, i + n, ...: a device that has some of the positions has some of every part.
-        return jnp.moveaxis(a.reshape(a.shape[0], a.shape[1] // chunks, chunks, *a.shape[2:]), 2, 0)
-
-    recomputed = jax.checkpoint(chunk_loss, prevent_cse=False)
-    parts = (split(x), split(targets), split(batch["mask"]))
-    return jax.lax.scan(lambda total, part: (total + recomputed(*part), None), jnp.zeros(()), parts)[0]
+        return cross_entropy(model.head(x), targets, batch["mask"])
+    return in_chunks(model.config, chunks, *model.head_table(), x, targets, batch["mask"])
 
 
 def make_train_step(
@@ -83,8 +69,8 @@ def make_train_step(
     """
 
     def value_and_grad(model: GPT2, count: jax.Array, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, GPT2]:
-        loss = lambda model: sum_of_losses(model, batch, key=key, chunks=loss_chunks) / count
-        return jax.value_and_grad(loss)(model)
+        mean = lambda model: sum_of_losses(model, batch, key=key, chunks=loss_chunks) / count
+        return jax.value_and_grad(mean)(model)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         config = state.model.config

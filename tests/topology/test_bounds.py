@@ -37,8 +37,7 @@ def test_a_masked_kernel_runs_half_of_the_attention():
     ],
 )  # fmt: skip
 def test_what_remat_repeats(remat, attention, matrices, scores):
-    assert bounds.recomputed(GPT2Config(remat=remat), 1, attention) == (matrices, scores)
-    assert bounds.recomputed(GPT2Config(remat=remat), 8, attention) == (matrices + 2 * 50257 * C, scores)
+    assert bounds.recomputed(GPT2Config(remat=remat), attention) == (matrices, scores)
 
 
 def test_a_decoded_token_reads_half_a_cache():
