@@ -107,8 +107,9 @@ def scatter_each(g: jax.Array, spec: P) -> jax.Array:
 
 def turns(mesh: AbstractMesh) -> tuple[int, int]:
     """The two factors of the `fsdp` axis over which sums are scattered in turn; the first is 1 if one turn does it."""
-    size = mesh.shape["fsdp"]
-    if size < 8 or mesh.abstract_device.platform not in IN_TURN:
+    size, device = mesh.shape["fsdp"], mesh.abstract_device
+    fewest = 16 if "lite" in device.device_kind else 8  # chips of a square plane, v5e's and v6e's; or of a cube
+    if size < fewest or device.platform not in IN_TURN:
         return 1, size
     outer = min(n for n in range(1, size + 1) if n * n >= size and size % n == 0)
     return outer, size // outer

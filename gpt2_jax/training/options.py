@@ -100,8 +100,8 @@ class TrainingConfig:
       batch_size: sequences in one optimizer step over all devices and all accumulation steps together.
       sequence_length: tokens predicted per sequence; 0 is the model's whole context (`model.n_positions`).
       accumulation_steps: parts that a batch is cut into, one after another, to save memory; the result is the same.
-      loss_chunks: parts of a sequence whose logits are made one after another and recomputed for the gradient, so that
-        the float32 logits of a whole batch never exist at once; 1 is off (recomputing costs about 15 % on CPU).
+      loss_chunks: parts of a sequence whose logits are made one after another, each with its part of the gradient, so
+        that the float32 logits of a whole batch never exist at once; 1 is off.
       seed: of initial parameters, data order and dropout.
       log_every: steps between lines of metrics.
       sample_every: steps between samples written to the log; 0: only before and after training.
