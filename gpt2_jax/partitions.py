@@ -76,6 +76,8 @@ def scatter(g: jax.Array, spec: P) -> jax.Array:
     if mesh is None:
         return g
     outer, within = turns(mesh)
+    if mesh.abstract_device.platform in IN_TURN and outer == 1:
+        g = with_layout_constraint(g, _major(g.ndim, spec))
     if outer > 1:
         sizes = {axis: mesh.shape[axis] for axis in AXES} | {"fsdp": outer, "within": within}
         names = ("data", "fsdp", "within", "model", "sequence")
@@ -83,6 +85,12 @@ def scatter(g: jax.Array, spec: P) -> jax.Array:
         coarse = P(*("fsdp" if axes == SHARDS else axes for axes in spec))
         g = jax.lax.with_sharding_constraint(g, NamedSharding(halfway, coarse))
     return jax.lax.with_sharding_constraint(g, spec)
+
+
+def _major(ndim: int, spec: P) -> Layout:
+    """The layout in memory in which the parts that `fsdp` cuts are each in one piece."""
+    cut = spec.index(SHARDS)
+    return Layout((cut, *(axis for axis in range(ndim) if axis != cut)))
 
 
 def scatter_each(g: jax.Array, spec: P) -> jax.Array:
@@ -108,11 +116,14 @@ def scatter_each(g: jax.Array, spec: P) -> jax.Array:
 def turns(mesh: AbstractMesh) -> tuple[int, int]:
     """The two factors of the `fsdp` axis over which sums are scattered in turn; the first is 1 if one turn does it."""
     size, device = mesh.shape["fsdp"], mesh.abstract_device
-    fewest = 16 if "lite" in device.device_kind else 8  # chips of a square plane, v5e's and v6e's; or of a cube
-    if size < fewest or device.platform not in IN_TURN:
+    if device.platform not in IN_TURN:
         return 1, size
-    outer = min(n for n in range(1, size + 1) if n * n >= size and size % n == 0)
-    return outer, size // outer
+    factors = [n for n in range(2, size + 1) if size % n == 0]
+    if "lite" in device.device_kind:  # v5e and v6e, whose chips are a plane
+        fewest, outer = 16, next((n for n in factors if n * n >= size), 1)
+    else:  # v4 and v5p, a cube
+        fewest, outer = 8, next((n for n in factors if size // n <= 8), 1)
+    return (1, size) if size < fewest else (outer, size // outer)
 
 
 def ways(axis: str) -> int:
