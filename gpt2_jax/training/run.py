@@ -22,7 +22,7 @@ from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
-from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_mesh, on_one_device, tree_shardings
+from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_mesh, on_one_device, rows_of, tree_shardings
 from gpt2_jax.training import metrics
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
 from gpt2_jax.training.memory import keep_freed_memory
@@ -63,7 +63,7 @@ class Run:
         mesh = make_mesh(unbound.mesh)
         schedule = make_schedule(unbound.optimizer, unbound.training.steps)
         tx = make_optimizer(unbound.optimizer, unbound.training.steps)
-        corpus = open_corpus(unbound, data_folder(unbound, workdir), say)
+        corpus = open_corpus(unbound, data_folder(unbound, workdir), rows_of(mesh, jax.process_index()), say)
         config = bind_vocabulary(options, len(corpus.tokenizer))
         corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         parts, T = config.training.accumulation_steps, config.sequence_length
@@ -152,8 +152,7 @@ class Run:
             batch_size=eval_batch_size(self.config),
             sequence_length=self.config.sequence_length,
             windows=self.config.evaluation.windows,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows_of(self.mesh, jax.process_index()),
             mask_documents=self.config.data.mask_documents,
             restart_positions=self.config.data.restart_positions,
         )
