@@ -21,7 +21,8 @@ from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.together import prepare_together
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import Tokenizer, load
+from gpt2_jax.tokenizer import Tokenizer
+from gpt2_jax.tokenizer_files import load
 
 
 class Batches(Protocol):
