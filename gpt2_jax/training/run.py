@@ -173,7 +173,9 @@ class Run:
         """Logs what is about to run: parameters, data, devices."""
         device = self.program.mesh.devices.flat[0]
         leaves = dict(zip(jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model)))
-        logging.info("parameters (vocabulary padded):\n%s", parameter_overview.get_parameter_overview(leaves))
+        statistics = "global" if jax.process_count() > 1 else True  # of parameters of which a process has a part alone
+        overview = parameter_overview.get_parameter_overview(leaves, include_stats=statistics)
+        logging.info("parameters (vocabulary padded):\n%s", overview)
         known = metrics.peak_flops(device) is not None
         logging.info("mfu: %s", metrics.MFU_FORMULA if known else f"not reported, the peak of {device} is not known")
         tokens_per_step = self.config.training.batch_size * self.config.sequence_length

@@ -30,11 +30,13 @@ MESHES = {
     "mixed": {"data": 2, "fsdp": 2, "model": 2},
     "every axis": {"data": 1, "fsdp": 2, "model": 2, "sequence": 2},
     "long": {"data": 1, "fsdp": 2, "sequence": 4},
+    "longest": {"data": 1, "sequence": 8},
 }
-ROADS = ("prepared", "stream")
 KINDS = ("train_loss", "val_loss", "grad_norm")
-# Of losses of 3 nats, norms of 1 and parameters up to 1: a few units in the last place of a float32.
-TOLERANCE = 2e-6
+RATE = 1e-2
+TOLERANCE = 2e-6  # of losses of 3 nats and norms of 1: a few units in the last place of a float32
+# Adam divides a gradient by its own size, so rounding counts where it is near zero: in one process as in several.
+PARAMETERS = RATE / 1000
 
 
 def options(folder: Path, mesh: str | None, road: str) -> dict:
@@ -45,7 +47,7 @@ def options(folder: Path, mesh: str | None, road: str) -> dict:
             "source": "files", "paths": str(folder / "corpus.jsonl"), "tokenizer": str(folder / "tokenizer.json"),
             "validation_fraction": 0.2, "road": road, "readers": 4, "shuffle_windows": 8,
         },
-        "optimizer": {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "warmup_steps": 2},
+        "optimizer": {"learning_rate": RATE, "final_learning_rate": 1e-3, "warmup_steps": 2},
         "training": {"steps": STEPS, "batch_size": 8, "log_every": 1, "sample_tokens": 4},
         "evaluation": {"every": 2, "windows": 8},
         "checkpoint": {"every": 2, "keep": 2},
@@ -59,10 +61,10 @@ def write_corpus(folder: Path) -> None:
     train_characters(times).save(folder / "tokenizer.json")
 
 
-def in_processes(folder: Path, count: int, runs: list[tuple[Path, str, str]]) -> None:
+def in_processes(folder: Path, count: int, runs: list[tuple[Path, str, str]], timeout: float = 300) -> None:
     """Runs, each (workdir, mesh, road), one after another in so many processes."""
     (folder / "runs.json").write_text(json.dumps([[str(workdir), *rest] for workdir, *rest in runs]))
-    run_together(__file__, count, folder)
+    run_together(__file__, count, folder, timeout)
 
 
 def one_process(address: str, count: str, index: str, folder: str) -> None:
@@ -101,18 +103,16 @@ def differences(workdir: Path, reference: Path) -> tuple[float, float]:
 
 
 def test_what_crosses_processes_changes_nothing(tmp_path):
-    """In four processes, and from the middle on in two on other meshes, by both roads."""
+    """In four processes, and from the middle on in two on another mesh; some or all of them read the same text."""
     write_corpus(tmp_path)
-    reference = {road: on_one_device(tmp_path, road) for road in ROADS}
-    four = {road: tmp_path / "four" / road for road in ROADS}
-    in_processes(tmp_path, 4, [(four["prepared"], "every axis", "prepared"), (four["stream"], "long", "stream")])
-    two = {road: half_of(workdir, tmp_path / f"two {road}") for road, workdir in four.items()}
-    in_processes(tmp_path, 2, [(two["prepared"], "mixed", "prepared"), (two["stream"], "fsdp", "stream")])
-    for runs in (four, two):
-        for road, workdir in runs.items():
-            found = differences(workdir, reference[road])
-            print(f"{workdir.name}: losses {found[0]:.1e}, parameters {found[1]:.1e}")
-            assert max(found) < TOLERANCE
+    reference, road = on_one_device(tmp_path, "stream"), "stream"
+    in_processes(tmp_path, 4, [(tmp_path / "four", "every axis", road)])
+    two = half_of(tmp_path / "four", tmp_path / "two")
+    in_processes(tmp_path, 2, [(two, "longest", road)])
+    for workdir in (tmp_path / "four", two):
+        found = differences(workdir, reference)
+        print(f"{workdir.name} processes: losses and gradient norms {found[0]:.1e}, parameters {found[1]:.1e}")
+        assert found[0] < TOLERANCE and found[1] < PARAMETERS
 
 
 def measure(folder: Path) -> None:
@@ -120,17 +120,16 @@ def measure(folder: Path) -> None:
     write_corpus(folder)
     reference = on_one_device(folder, "prepared")
     columns: dict[str, dict[str, tuple[float, float]]] = {}
-    for count in (1, 2, 4):
-        workdirs = {mesh: folder / f"{count} {mesh}" for mesh in MESHES}
-        in_processes(folder, count, [(workdir, mesh, "prepared") for mesh, workdir in workdirs.items()])
+    runs = {count: {mesh: folder / f"{count} {mesh}" for mesh in MESHES} for count in (1, 2, 4)}
+    for count, workdirs in runs.items():
+        in_processes(folder, count, [(workdir, mesh, "prepared") for mesh, workdir in workdirs.items()], 1800)
         columns[str(count)] = {mesh: differences(workdir, reference) for mesh, workdir in workdirs.items()}
-    workdirs = {
-        mesh: half_of(folder / f"4 {other}", folder / f"resumed {mesh}")
-        for mesh, other in zip(MESHES, [*MESHES][1:] + [*MESHES][:1], strict=True)
-    }
-    in_processes(folder, 2, [(workdir, mesh, "prepared") for mesh, workdir in workdirs.items()])
-    columns["4, then 2 on this mesh"] = {m: differences(workdir, reference) for m, workdir in workdirs.items()}
-    print("largest difference of a loss or gradient norm / of a parameter, against one device")
+        print(count, columns[str(count)], flush=True)
+    others = dict(zip(MESHES, [*MESHES][1:] + [*MESHES][:1], strict=True))
+    workdirs = {mesh: half_of(runs[4][other], folder / f"resumed {mesh}") for mesh, other in others.items()}
+    in_processes(folder, 2, [(workdir, mesh, "prepared") for mesh, workdir in workdirs.items()], 1800)
+    columns["4, then 2 on this mesh"] = {mesh: differences(workdir, reference) for mesh, workdir in workdirs.items()}
+    print("The largest difference of a loss or gradient norm / of a parameter from one device, by processes:")
     print(f"| mesh | {' | '.join(columns)} |")
     for mesh, axes in MESHES.items():
         name = " ".join(f"{axis}={size}" for axis, size in axes.items() if size > 1)
