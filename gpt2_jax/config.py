@@ -8,12 +8,14 @@ dataclasses, so a misspelt or impossible option stops a run before it starts.
 import dataclasses
 import inspect
 import re
+import sys
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from absl import flags
 from ml_collections import ConfigDict, config_dict
 
 from gpt2_jax.data.options import DataConfig
-from gpt2_jax.errors import InputError, check, suggest
+from gpt2_jax.errors import InputError, check, one_line, suggest
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.device_options import DistributedConfig, MeshConfig
 from gpt2_jax.training.options import CheckpointConfig, EvaluationConfig, OptimizerConfig, ProfileConfig, TrainingConfig
@@ -119,6 +121,17 @@ def check_overrides(arguments: list[str]) -> None:
         if len(path) != 3:
             raise InputError(f"{argument} names no option; config.{path[1]} has {', '.join(options)}")
         _check_name(path[2], options, f"config.{path[1]}")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """The `flags_parser` of `absl.app.run` for a script that takes a config: what is wrong ends it, in one line."""
+    try:
+        check_overrides(argv[1:])
+        return flags.FLAGS(argv)
+    except (InputError, flags.Error) as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # no such config file
+        sys.exit(f"error: {one_line(error)}")
 
 
 def meanings(kind: type) -> dict[str, str]:

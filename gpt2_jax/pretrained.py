@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from gpt2_jax import compilation_cache, tokenizer, weights
+from gpt2_jax import compilation_cache, tokenizer_files, weights
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.language_model import LanguageModel
@@ -44,7 +44,7 @@ def load(
         `flax_model.msgpack`, whole or in shards; one such file in its folder; or a hub id, "openai-community/gpt2".
       step: of a run, which checkpoint: its step, "best" (by validation loss), or None, the latest.
       revision: of a hub id: a branch, tag or commit.
-      tokenizer: instead of the model's own: a `Tokenizer`, or what `gpt2_jax.tokenizer.load` takes.
+      tokenizer: instead of the model's own: a `Tokenizer`, or what `gpt2_jax.tokenizer_files.load` takes.
       n_positions: crop the context to so many positions.
       dtype: of activations and matrix products, "float32" or "bfloat16"; None is a run's own, and float32 for files.
 
@@ -106,7 +106,7 @@ def _load_files(path: Path, other_tokenizer: Source | None, dtype: str | None) -
 
 
 def _tokenizer(source: Source) -> Tokenizer:
-    return source if isinstance(source, Tokenizer) else tokenizer.load(source)
+    return source if isinstance(source, Tokenizer) else tokenizer_files.load(source)
 
 
 def _load_run(
@@ -129,7 +129,7 @@ def _load_run(
 
 def _fetch(name: str, revision: str | None) -> Path:
     """The folder of a hub id's files, fetched or from the cache."""
-    if not tokenizer.HUB_ID.fullmatch(name):
+    if not tokenizer_files.HUB_ID.fullmatch(name):
         raise InputError(
             f"there is no folder or file {name!r}; give the workdir of a training run, a folder with GPT-2's files, or "
             "a hub id such as openai-community/gpt2"

@@ -1,5 +1,6 @@
 """How a run lies on devices: the mesh, and the shardings of trees and batches on it, by the table in partitions.py."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,10 +11,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt2_jax.config import MeshConfig
+from gpt2_jax.data.rows import Rows
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import parameter_name
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.partitions import AXES, SHARDS, spec_of
+from gpt2_jax.partitions import AXES, ROWS, SHARDS, spec_of
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -121,12 +123,37 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+@functools.cache
+def rows_of(mesh: Mesh, process: int) -> Rows:
+    """The rows of every batch that a process's devices hold, and that it must read."""
+    ways = math.prod(mesh.shape[axis] for axis in ROWS)
+    of_ways = mesh.devices.reshape(ways, -1)  # ROWS are the first of AXES
+    holders = [sorted({device.process_index for device in devices}) for devices in of_ways]
+
+    def constant(size: int) -> bool:
+        return all(holders[i] == holders[i // size * size] for i in range(ways))
+
+    size = next(size for size in range(ways, 0, -1) if ways % size == 0 and constant(size))
+    readers = holders[::size]
+    return Rows(
+        parts=len(readers),
+        held=tuple(part for part, processes in enumerate(readers) if process in processes),
+        first=tuple(part for part, processes in enumerate(readers) if process == processes[0]),
+    )
+
+
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch -> arrays of the whole batch, cut over (data, fsdp)."""
+    """This process's rows of a batch (`rows_of`) -> arrays of the whole batch, cut over (data, fsdp)."""
     sharding = NamedSharding(mesh, spec_of("<batch>"))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    own = rows_of(mesh, jax.process_index())
+
+    def whole(rows: np.ndarray) -> jax.Array:
+        shape = (len(rows) * own.parts // len(own.held), *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return {name: whole(rows) for name, rows in batch.items()}
 
 
 def on_mesh(mesh: Mesh, function: Callable) -> Callable:

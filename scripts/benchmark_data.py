@@ -34,7 +34,7 @@ from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.stream import Stream
 from gpt2_jax.data.tokenize import BATCH_CHARACTERS
-from gpt2_jax.tokenizer import load
+from gpt2_jax.tokenizer_files import load
 
 PATHS = flags.DEFINE_string("paths", None, "Text for encode, stream and memory: see data.paths.", required=True)
 TOKENIZER = flags.DEFINE_string("tokenizer", None, "A tokenizer.json, a folder or a hub id.", required=True)

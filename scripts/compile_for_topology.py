@@ -18,7 +18,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import InputError
-from gpt2_jax.config import check_overrides
+from gpt2_jax.config import parse_flags
 from gpt2_jax.topology import chips, report
 from gpt2_jax.topology.process import compile_elsewhere, config_of
 
@@ -30,16 +30,6 @@ FULL = flags.DEFINE_bool("full", False, "Memory after all passes of the compiler
 JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
 HLO = flags.DEFINE_string("hlo", None, "File for the compiled program's text.")
 PYTHON = flags.DEFINE_string("python", sys.executable, "The interpreter that has the compiler.")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    try:
-        check_overrides(argv[1:])
-        return flags.FLAGS(argv)
-    except (InputError, flags.Error) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:  # no such config file
-        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def main(argv: list[str]) -> int:

@@ -17,22 +17,12 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import InputError, compilation_cache
-from gpt2_jax.config import Config, check_overrides
+from gpt2_jax.config import Config, parse_flags
 from gpt2_jax.training import distributed
 from gpt2_jax.training.memory import keep_freed_memory
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run found there goes on.")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    try:
-        check_overrides(argv[1:])
-        return flags.FLAGS(argv)
-    except (InputError, flags.Error) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:  # no such config file
-        sys.exit(f"error: {' '.join(str(error).split())}")
 
 
 def main(argv: list[str]) -> int:

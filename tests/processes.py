@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine, each with one CPU device: a test file started as a script."""
+"""Several processes of one run on this machine, each with CPU devices of its own: a test file started as a script."""
 
 import os
 import socket
@@ -37,9 +37,9 @@ def run_together(script: str, count: int, folder: Path, timeout: float = 300) ->
     assert ends == [0] * count, "\n".join([str(ends), *(log.read_text()[-5000:] for log in logs)])
 
 
-def join(address: str, count: str, index: str) -> None:
-    """Makes this one of the processes."""
+def join(address: str, count: str, index: str, devices: int = 1) -> None:
+    """Makes this one of the processes, with so many devices."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 1)
+    jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, int(count), int(index))

@@ -366,7 +366,7 @@ def test_a_real_tokenizer_comes_back(pytestconfig, tmp_path):
     vocabulary = pytestconfig.rootpath.parent / "shared" / "data" / "gpt2_vocab"
     if not vocabulary.exists():
         pytest.skip("there is no ../shared/data/gpt2_vocab")
-    lm = make_lm(gpt2_jax.tokenizer.load(vocabulary), vocab_size=50257)
+    lm = make_lm(gpt2_jax.tokenizer_files.load(vocabulary), vocab_size=50257)
     folder = gpt2_jax.save(lm, tmp_path)
     own = gpt2_jax.load(folder).tokenizer
     assert isinstance(own, Tokenizer) and len(own) == 50257 and own.encode("Hello world") == [15496, 995]

@@ -10,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import InputError
 from gpt2_jax.config import MeshConfig, OptimizerConfig
+from gpt2_jax.data.rows import Rows
 from gpt2_jax.model import parameter_name
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, tree_shardings
+from gpt2_jax.partitions import AXES
+from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_one_device, rows_of, tree_shardings
 from gpt2_jax.training.optimizer import make_optimizer
 from gpt2_jax.training.step import init_state
 
@@ -129,6 +131,34 @@ def test_a_batch_is_cut_over_data_and_fsdp():
     batch = global_batch({"tokens": np.arange(40).reshape(8, 5)}, mesh)["tokens"]
     assert batch.sharding.spec == P(("data", "fsdp")) and batch.addressable_shards[0].data.shape == (2, 5)
     np.testing.assert_array_equal(batch, np.arange(40).reshape(8, 5))
+
+
+class Held:
+    """A device of a process, as far as rows look at it."""
+
+    def __init__(self, number: int, process: int):
+        self.id, self.process_index = number, process
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes", "wanted"),
+    [
+        ((4, 2, 1, 1), "00001111", [Rows(2, (0,), (0,)), Rows(2, (1,), (1,))]),
+        ((1, 2, 1, 4), "00112233", [Rows(2, (0,), (0,)), Rows(2, (0,), ()), Rows(2, (1,), (1,)), Rows(2, (1,), ())]),
+        ((1, 1, 4, 2), "00112233", [Rows(), *[Rows(1, (0,), ())] * 3]),
+        ((8, 1, 1, 1), "00110011", [Rows(4, (0, 2), (0, 2)), Rows(4, (1, 3), (1, 3))]),
+    ],
+)  # fmt: skip
+def test_processes_read_the_rows_that_their_devices_hold(sizes, processes, wanted):
+    devices = [Held(i, int(process)) for i, process in enumerate(processes)]
+    mesh = Mesh(np.reshape(devices, sizes), AXES)
+    assert [rows_of(mesh, process) for process in range(len(wanted))] == wanted
+
+
+def test_the_numbers_of_rows():
+    assert Rows(4, (1, 3), ()).of(8).tolist() == [2, 3, 6, 7]
+    assert Rows().of(3).tolist() == [0, 1, 2]
+    assert Rows.part(1, 2) == Rows(2, (1,), (1,))
 
 
 def test_an_empty_transformation_has_nothing_to_cut(tiny):

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, load, pieces, train_bpe, train_characters
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, pieces, train_bpe, train_characters
+from gpt2_jax.tokenizer_files import load
 
 CORPUS = [
     "def f(x):\n    return x + 1\n\n\nfor i in range(10):\n\tprint(f(i))\n" * 20,
@@ -206,7 +207,7 @@ def test_hub_failures(monkeypatch, error, says):
 def test_hub_offline_raises_instead_of_an_empty_tokenizer_and_imports_are_light(tmp_path):
     script = (
         "import sys\n"
-        "from gpt2_jax.tokenizer import load\n"
+        "from gpt2_jax.tokenizer_files import load\n"
         "print([m for m in ('tensorflow', 'transformers', 'torch') if m in sys.modules])\n"
         "try: load('openai-community/gpt2')\n"
         "except ValueError as error: print(error)"

@@ -16,18 +16,20 @@ from gpt2_jax.data.filling import open_fillers
 from gpt2_jax.data.layout import Progress
 from gpt2_jax.data.prepare import encoding_of, with_control_codes
 from gpt2_jax.data.prepared import Prepared
+from gpt2_jax.data.rows import Rows
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.together import prepare_together
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import Tokenizer, load
+from gpt2_jax.tokenizer import Tokenizer
+from gpt2_jax.tokenizer_files import load
 
 
 class Batches(Protocol):
     """Training batches of this process's rows, without end.
 
     Attributes:
-      position: where the next batch comes from, int64 [own readers, sources, 6]; None where the step says it all.
+      position: where the next batch comes from, see `Stream.position`; None where the step says it all.
       counts: documents read for them by this process, "kept" and left out for each reason; none of prepared tokens.
     """
 
@@ -67,16 +69,17 @@ class Corpus:
         if (position := batches.position) is None:
             return None
         if jax.process_count() > 1:
-            position = multihost_utils.process_allgather(position, tiled=True)
+            position = multihost_utils.process_allgather(position).max(0)  # what is not a process's is 0 there
         return {"position": position.tolist(), "fingerprints": dict(self.fingerprints)}
 
 
-def open_corpus(config: Config, folder: Path, say: Progress) -> Corpus:
+def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress) -> Corpus:
     """Prepares the tokens, or gets ready to stream them, as `config.data.road` says.
 
     Args:
       config: of the run; the model's vocabulary may be unknown yet.
       folder: of prepared tokens; streamed ones are kept there if `config.data.fill_prepared`.
+      rows: of every batch, those of this process.
       say: is told in one line what happens.
 
     Raises:
@@ -84,8 +87,7 @@ def open_corpus(config: Config, folder: Path, say: Progress) -> Corpus:
     """
     options = {
         "sequence_length": config.sequence_length,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
+        "rows": rows,
         "mask_documents": config.data.mask_documents,
         "restart_positions": config.data.restart_positions,
         "batch_size": config.training.batch_size,

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.prepared import Prepared
+from gpt2_jax.data.rows import ALL, Rows
 from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.windows import boundaries
 from gpt2_jax.errors import InputError
@@ -112,23 +113,23 @@ def train_batches(
     sequence_length: int,
     seed: int,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Rows = ALL,
     reweighing: Sequence[tuple[int, Mapping[str, float]]] = (),
     mask_documents: bool = False,
     restart_positions: bool = False,
 ) -> Iterator[Batch]:
     """Batches of shuffled windows of the training split, without end.
 
-    Each epoch of a source visits every window of a `Grid` once. Batch k is the same for every `start_step <= k` and
-    every `process_count`, whose processes get consecutive rows of it.
+    Each epoch of a source visits every window of a `Grid` once. Batch k is the same for every `start_step <= k`, and
+    of it come the rows asked for.
 
     Args:
       sources: prepared tokens; several, by name and of one tokenizer, are a mixture.
-      batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
+      batch_size: rows of the global batch.
       sequence_length: tokens predicted per row, T.
       seed: of the offsets and of the order.
       start_step: the first batch.
+      rows: of the global batch, those of this process.
       reweighing: the weights of a mixture, see `Mixture`.
       mask_documents, restart_positions: see `DataConfig`; each adds its entry to the batches.
 
@@ -136,7 +137,7 @@ def train_batches(
       InputError: a training split shorter than one window, weights that cannot be met, or a batch that the processes
         cannot share.
     """
-    rows, T = _rows(batch_size, process_index, process_count), sequence_length
+    own, T = rows.of(batch_size), sequence_length
     named = sources if isinstance(sources, Mapping) else {"": sources}
     alone = len(named) == 1
     # The number of the source is 0 for one that is alone, which numpy's seeds do not tell from none.
@@ -145,7 +146,7 @@ def train_batches(
     end_of_text = next(iter(named.values())).tokenizer.end_of_text
     masked = any(grid.learnt is not None for grid in grids)
     per_epoch = tf.constant([grid.per_epoch for grid in grids], tf.int64)
-    chunk = max(1, CHUNK_WINDOWS // len(rows))  # batches
+    chunk = max(1, CHUNK_WINDOWS // len(own))  # batches
 
     def gather(of: np.ndarray, epochs: np.ndarray, positions: np.ndarray) -> list[np.ndarray]:
         tokens = np.empty((len(of), T + 1), np.int32)
@@ -165,8 +166,8 @@ def train_batches(
 
     def batches_from(step: tf.Tensor) -> list[tf.Tensor]:
         steps = step + tf.range(chunk, dtype=tf.int64)
-        examples = steps[:, None] * batch_size + tf.range(rows.start, rows.stop, dtype=tf.int64)
-        examples = tf.reshape(examples, [chunk * len(rows)])
+        examples = steps[:, None] * batch_size + own
+        examples = tf.reshape(examples, [chunk * len(own)])
         of, numbers = tf.zeros_like(examples), examples
         if mixture is not None:
             of, numbers = tf.numpy_function(mixture.locate, [examples], [tf.int64, tf.int64], stateful=False)
@@ -190,9 +191,9 @@ def train_batches(
 
     def batches() -> Iterator[Batch]:
         for arrays in chunks:
-            for first in range(0, chunk * len(rows), len(rows)):
-                batch = {name: array[first : first + len(rows)] for name, array in zip(kinds, arrays)}
-                yield batch if masked else {"mask": np.ones((len(rows), T), bool), **batch}
+            for first in range(0, chunk * len(own), len(own)):
+                batch = {name: array[first : first + len(own)] for name, array in zip(kinds, arrays)}
+                yield batch if masked else {"mask": np.ones((len(own), T), bool), **batch}
 
     return batches()
 
@@ -260,8 +261,7 @@ def evaluation_batches(
     batch_size: int,
     sequence_length: int,
     windows: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Rows = ALL,
     mask_documents: bool = False,
     restart_positions: bool = False,
 ) -> Iterator[Batch]:
@@ -270,15 +270,16 @@ def evaluation_batches(
     What the last window and the last batch lack is token 0 with mask False; all processes get as many batches.
 
     Args:
-      batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
+      batch_size: rows of the global batch.
       sequence_length: tokens predicted per row, T.
       windows: take only so many windows, evenly spread; 0 takes all.
+      rows: as in `train_batches`.
       mask_documents, restart_positions: as in `train_batches`.
 
     Raises:
       InputError: fewer than two validation tokens, or a batch that the processes cannot share.
     """
-    rows, T = _rows(batch_size, process_index, process_count), sequence_length
+    own, T = rows.of(batch_size), sequence_length
     stream, learnt = open_split(prepared, "validation")
     if len(stream) < 2:
         raise InputError(
@@ -291,8 +292,8 @@ def evaluation_batches(
 
     def batches() -> Iterator[Batch]:
         for first in range(0, len(chosen), batch_size):
-            tokens, mask = np.zeros((len(rows), T + 1), np.int32), np.zeros((len(rows), T), bool)
-            for row, window in enumerate(chosen[first + rows.start : min(first + rows.stop, len(chosen))].tolist()):
+            tokens, mask = np.zeros((len(own), T + 1), np.int32), np.zeros((len(own), T), bool)
+            for row, window in enumerate(chosen[first : first + batch_size][own[own < len(chosen) - first]].tolist()):
                 found = stream.read(window * T, tokens[row])
                 mask[row, : found - 1] = True
                 if learnt is not None:
@@ -301,14 +302,3 @@ def evaluation_batches(
             yield {"tokens": tokens, "mask": mask, **more}
 
     return batches()
-
-
-def _rows(batch_size: int, process_index: int, process_count: int) -> range:
-    """This process's rows of the global batch."""
-    if batch_size % process_count:
-        raise InputError(
-            f"batch_size is {batch_size}; it must be a multiple of the number of processes ({process_count}), which"
-            " share it: change --config.training.batch_size or --config.evaluation.batch_size"
-        )
-    size = batch_size // process_count
-    return range(process_index * size, (process_index + 1) * size)

@@ -32,7 +32,8 @@ from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, load, train_bpe, train_characters
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe, train_characters
+from gpt2_jax.tokenizer_files import load
 
 
 def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = logging.info) -> dict[str, Prepared]:

@@ -18,7 +18,8 @@ from absl import logging
 
 from gpt2_jax.data.tokenize import SPLITS
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import Tokenizer, load
+from gpt2_jax.tokenizer import Tokenizer
+from gpt2_jax.tokenizer_files import load
 
 FORMAT = 2
 VERIFIED = ".verified.json"

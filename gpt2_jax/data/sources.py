@@ -27,7 +27,7 @@ from gpt2_jax.data.documents import (
 from gpt2_jax.data.hub import Dataset, HubShard, hub_parts, local_files
 from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, suggest
-from gpt2_jax.tokenizer import HUB_ID
+from gpt2_jax.tokenizer_files import HUB_ID
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
 # Not the library; its tests; tables of characters and a book of prose, from which no Python is learnt.

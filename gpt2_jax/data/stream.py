@@ -16,6 +16,7 @@ from gpt2_jax.data.documents import Document
 from gpt2_jax.data.filling import Filler
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.reader import COUNTERS, Reader, shares
+from gpt2_jax.data.rows import ALL, Rows
 from gpt2_jax.data.sources import Source
 from gpt2_jax.data.tokenize import Division, Encoding
 from gpt2_jax.data.windows import boundaries
@@ -30,7 +31,7 @@ class Stream:
       sources: by their names, in the order of the mixture.
       encodings: of each source.
       reweighing: see `Mixture`; of a single source it does nothing.
-      batch_size: rows of the global batch; this process gets `batch_size / process_count` of them.
+      batch_size: rows of the global batch.
       sequence_length: tokens predicted per row, T.
       validation_fraction: share of the documents that do not train.
       readers: at most; as many as divide `batch_size`.
@@ -38,7 +39,8 @@ class Stream:
       seed: of every order.
       start_step: the next batch.
       position: int64 [readers, sources, 6], as saved; None is the beginning.
-      fillers: what keeps the tokens of a source, by its name; see filling.py.
+      fillers: what keeps the tokens of a source, by its name; see filling.py. Of several processes the first does.
+      rows: of the global batch, those of this process.
 
     Raises:
       InputError: readers that the processes cannot share, or a source without documents.
@@ -64,19 +66,19 @@ class Stream:
         start_step: int = 0,
         position: np.ndarray | None = None,
         fillers: Mapping[str, Filler] = MappingProxyType({}),
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Rows = ALL,
     ):
         readers = math.gcd(readers, batch_size)
-        if readers % process_count:
+        own = rows.of(batch_size)
+        if readers % rows.parts:
             raise InputError(
-                f"{readers} readers cannot be shared by {process_count} processes; set --config.data.readers to a "
-                f"multiple of {process_count} that divides training.batch_size ({batch_size})"
+                f"{readers} readers cannot be shared by processes that read {rows.parts} parts of a batch; set "
+                f"--config.data.readers to a multiple of {rows.parts} that divides training.batch_size ({batch_size})"
             )
-        own = readers // process_count
-        self._numbers = range(process_index * own, (process_index + 1) * own)
+        part_of = [number * rows.parts // readers for number in range(readers)]
+        self._numbers = [number for number in range(readers) if part_of[number] in rows.held]
         self._batch_size, self._T, self._step = batch_size, sequence_length, start_step
-        self._rows = batch_size // readers
+        self._own, self._rows = own, batch_size // readers
         self._boundaries = {"mask_documents": mask_documents, "restart_positions": restart_positions}
         self._end_of_text = next(iter(encodings.values())).end_of_text
         self._mixture = Mixture(list(sources), reweighing, seed=seed, batch_size=batch_size)
@@ -94,19 +96,22 @@ class Stream:
                 Reader(
                     source, of[name], number, encodings[name], division=division, T=sequence_length,
                     block=max(1, shuffle_windows // readers), seed=(seed, s), counters=position[number, s],
-                    filler=fillers.get(name),
+                    filler=fillers.get(name) if part_of[number] in rows.first else None,
                 )
                 for s, (name, source) in enumerate(sources.items())
             ]
             for number in self._numbers
         ]  # fmt: skip
-        tokens = np.zeros((own * self._rows, self._T + 1), np.int32)
+        self._nowhere = np.zeros_like(position)
+        tokens = np.zeros((len(own), self._T + 1), np.int32)
         self.like = self._with_boundaries(tokens, np.zeros((len(tokens), self._T), bool))
 
     @property
     def position(self) -> np.ndarray:
-        """Of this process's readers, where the next batch comes from: int64 [own readers, sources, 6]."""
-        return np.array([[reader.counters for reader in of_sources] for of_sources in self._readers], np.int64)
+        """Where the next batch comes from: int64 [readers, sources, 6], zeros for other processes' readers."""
+        position = self._nowhere.copy()
+        position[self._numbers] = [[reader.counters for reader in of_sources] for of_sources in self._readers]
+        return position
 
     @property
     def counts(self) -> Counter:
@@ -119,8 +124,7 @@ class Stream:
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch of this process's rows, as of `dataset.train_batches`."""
         tokens, mask = np.empty_like(self.like["tokens"]), np.empty_like(self.like["mask"])
-        first = self._step * self._batch_size + self._numbers.start * self._rows
-        chosen, _ = self._mixture.locate(np.arange(first, first + len(tokens)))
+        chosen, _ = self._mixture.locate(self._step * self._batch_size + self._own)
         for row, source in enumerate(chosen.tolist()):
             tokens[row], learnt = self._readers[row // self._rows][source].next()
             mask[row] = learnt[1:]

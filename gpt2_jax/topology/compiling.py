@@ -20,17 +20,15 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 
-from gpt2_jax import engines
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.generation import sampler
 from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import model_of_shapes, num_parameters
 from gpt2_jax.partitions import spec_of
-from gpt2_jax.sharding import check_mesh, make_mesh, tree_shardings
+from gpt2_jax.sharding import make_mesh, on_mesh
 from gpt2_jax.topology import chips, hlo
-from gpt2_jax.training.optimizer import make_optimizer, make_schedule
-from gpt2_jax.training.step import init_state, make_train_step
+from gpt2_jax.training.program import Program
 
 # An all-gather beside a matrix product becomes a loop of permutations, in which nothing can be counted any more.
 COUNTABLE = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
@@ -48,41 +46,20 @@ SIZES = {
 
 
 def lower_train_step(config: Config, devices: list[jax.Device]) -> tuple[Any, dict[str, Any]]:
-    """The training step as `training.run.Run` jits it, of shapes alone.
+    """The training step as a run jits it, of shapes alone.
 
     Returns:
       (what `compile()` compiles, {"mesh": its axes, "attention": the engine, "slice_of": the slice of each device in
       the order of the mesh, by which the program counts them}).
 
     Raises:
-      InputError: the mesh does not fit the devices, the batch or the model.
+      InputError: the mesh does not fit the devices, the batches or the model.
     """
-    mesh = make_mesh(config.mesh, devices)
-    training, T = config.training, config.sequence_length
-    check_mesh(
-        mesh,
-        config.model,
-        {"training.batch_size / training.accumulation_steps": training.batch_size // training.accumulation_steps},
-        {"the sequence length / training.loss_chunks": T // training.loss_chunks},
-    )
-    platform = {"cuda": "gpu"}.get(devices[0].platform, devices[0].platform)
-    engine = engines.choose(config.model, platform, T, mesh.shape["sequence"])
-    tx = make_optimizer(config.optimizer, training.steps)
-    model = dataclasses.replace(config.model, attention=engine)
-    shapes = jax.eval_shape(functools.partial(init_state, model, tx, training.seed))
-    shardings = tree_shardings(shapes, mesh)
-    step = make_train_step(
-        tx,
-        make_schedule(config.optimizer, training.steps),
-        accumulation_steps=training.accumulation_steps,
-        loss_chunks=training.loss_chunks,
-    )
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(
-            jax.tree.map(_of_shape, shapes, shardings), _batch(config, mesh)
-        )
+    program = Program.of(config, make_mesh(config.mesh, devices))
+    mesh, state = program.mesh, jax.tree.map(_of_shape, program.shapes, program.shardings)
+    lowered = on_mesh(mesh, program.train_step.lower)(state, _batch(config, mesh))
     slice_of = [getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat]
-    return lowered, {"mesh": dict(mesh.shape), "attention": engine, "slice_of": slice_of}
+    return lowered, {"mesh": dict(mesh.shape), "attention": program.model.attention, "slice_of": slice_of}
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -77,7 +77,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
         run.describe(state.model)
         batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
         trace = resources.enter_context(contextlib.closing(Trace(config.profile, workdir / "profile", first, run.say)))
-        meter = metrics.Meter(config, num_parameters(state.model), run.mesh, clock)
+        meter = metrics.Meter(config, num_parameters(state.model), run.program.mesh, clock)
         hidden = jax.process_index() > 0 or None  # None: shown on a terminal
         bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
 
@@ -89,7 +89,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
                 return config.training.steps, 0
             return step + left, SOURCE_GONE
 
-        agreement = Agreement(run.mesh, wants)
+        agreement = Agreement(run.program.mesh, wants)
         # At step 0 everything is measured again, that of step 0 included.
         with metrics.open_writer(workdir, from_step=first or -1) as writer, bar:
             val_loss, previous = None, None
@@ -102,7 +102,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
             while step < last:
                 if trace.moves(step, state):
                     meter.restart()
-                batch = global_batch(meter.waiting(lambda: next(batches)), run.mesh)
+                batch = global_batch(meter.waiting(lambda: next(batches)), run.program.mesh)
                 with clock.dispatching(step + 1):
                     state, current = run.train_step(state, batch)
                 if previous is not None:  # fetched while the step just dispatched runs

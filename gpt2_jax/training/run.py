@@ -1,7 +1,6 @@
 """The parts of a training run: what is built once, and what the loop calls with it."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,10 +10,8 @@ import jax
 from absl import logging
 from clu import parameter_overview
 from clu.metric_writers import MetricWriter
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from gpt2_jax import engines
 from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
 from gpt2_jax.data.corpus import Batches, Corpus, open_corpus
@@ -22,12 +19,12 @@ from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
-from gpt2_jax.sharding import check_mesh, global_batch, make_mesh, on_mesh, on_one_device, tree_shardings
+from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, on_one_device, rows_of
 from gpt2_jax.training import metrics
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
 from gpt2_jax.training.memory import keep_freed_memory
-from gpt2_jax.training.optimizer import make_optimizer, make_schedule
-from gpt2_jax.training.step import TrainState, eval_step, init_state, make_train_step
+from gpt2_jax.training.program import Program, eval_batch_size
+from gpt2_jax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +34,14 @@ class Run:
     Attributes:
       config: with the vocabulary's size filled in.
       corpus: tokens and tokenizer.
-      mesh: all devices.
-      init: makes a fresh state; `shapes` and `shardings` are those of its result.
-      train_step: jitted, donating the state.
-      eval_step: jitted.
+      program: what is jitted, and the mesh of all devices.
+      train_step, eval_step: those of the program, with the mesh in force.
       say: prints a line above the progress bar, on the first process.
     """
 
     config: Config
     corpus: Corpus
-    mesh: Mesh
-    init: Callable[[], TrainState]
-    shapes: TrainState
-    shardings: TrainState
+    program: Program
     train_step: Callable
     eval_step: Callable
     say: Callable[[str], None]
@@ -61,43 +53,23 @@ class Run:
         keep_freed_memory()
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
-        schedule = make_schedule(unbound.optimizer, unbound.training.steps)
-        tx = make_optimizer(unbound.optimizer, unbound.training.steps)
-        corpus = open_corpus(unbound, data_folder(unbound, workdir), say)
+        corpus = open_corpus(unbound, data_folder(unbound, workdir), rows_of(mesh, jax.process_index()), say)
         config = bind_vocabulary(options, len(corpus.tokenizer))
         corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
-        parts, T = config.training.accumulation_steps, config.sequence_length
-        check_mesh(
-            mesh,
-            config.model,
-            {
-                "training.batch_size / training.accumulation_steps": config.training.batch_size // parts,
-                "evaluation.batch_size": eval_batch_size(config),
-            },
-            {"the sequence length / training.loss_chunks": T // config.training.loss_chunks},
-        )
-        engine = engines.choose(config.model, mesh.devices.flat[0].platform, T, mesh.shape["sequence"])
-        model = dataclasses.replace(config.model, attention=engine)
-        init = functools.partial(init_state, model, tx, config.training.seed)
-        shapes = jax.eval_shape(init)
-        shardings = tree_shardings(shapes, mesh)
-        train_step = make_train_step(tx, schedule, accumulation_steps=parts, loss_chunks=config.training.loss_chunks)
+        program = Program.of(config, mesh)
         return cls(
             config=config,
             corpus=corpus,
-            mesh=mesh,
-            init=init,
-            shapes=shapes,
-            shardings=shardings,
-            train_step=on_mesh(mesh, jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))),
-            eval_step=on_mesh(mesh, jax.jit(functools.partial(eval_step, loss_chunks=config.training.loss_chunks))),
+            program=program,
+            train_step=on_mesh(mesh, program.train_step),
+            eval_step=on_mesh(mesh, program.eval_step),
             say=say,
         )
 
     def first_state(self, checkpoints: Checkpoints) -> TrainState:
         """Where the parameters come from, in this order: 1. resume a checkpoint, 2. start from scratch."""
         if not checkpoints.steps:
-            return jax.jit(self.init, out_shardings=self.shardings)()
+            return jax.jit(self.program.init, out_shardings=self.program.shardings)()
         step = checkpoints.find()
         saved, _ = checkpoints.read_json(step)
         if different := differences(saved, self.config.to_dict()):
@@ -105,7 +77,7 @@ class Run:
                 f"{checkpoints.directory} is of another config: {'; '.join(different)}. Nothing was changed: give the "
                 "same options to go on with that run, or another --workdir to start anew"
             )
-        state = checkpoints.restore(step, abstract_state(self.shapes, self.shardings))
+        state = checkpoints.restore(step, abstract_state(self.program.shapes, self.program.shardings))
         self.say(f"resumed from step {step} of {checkpoints.directory}: parameters, optimizer, key and data order")
         return state
 
@@ -152,12 +124,11 @@ class Run:
             batch_size=eval_batch_size(self.config),
             sequence_length=self.config.sequence_length,
             windows=self.config.evaluation.windows,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=rows_of(self.program.mesh, jax.process_index()),
             mask_documents=self.config.data.mask_documents,
             restart_positions=self.config.data.restart_positions,
         )
-        sums = [self.eval_step(state.model, global_batch(batch, self.mesh)) for batch in windows]
+        sums = [self.eval_step(state.model, global_batch(batch, self.program.mesh)) for batch in windows]
         count = sum(int(s["count"]) for s in sums)
         if count == 0:
             raise InputError(
@@ -171,7 +142,7 @@ class Run:
         config = self.config
         if config.training.sample_tokens == 0:
             return
-        model = on_one_device(state.model, self.mesh)
+        model = on_one_device(state.model, self.program.mesh)
         if jax.process_index() == 0:
             lm = LanguageModel(model, self.corpus.tokenizer)
             prompt = lm.tokenizer.encode(config.training.sample_prompt) or [lm.tokenizer.end_of_text]
@@ -200,14 +171,16 @@ class Run:
 
     def describe(self, model: GPT2) -> None:
         """Logs what is about to run: parameters, data, devices."""
-        device = self.mesh.devices.flat[0]
+        device = self.program.mesh.devices.flat[0]
         leaves = dict(zip(jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model)))
-        logging.info("parameters (vocabulary padded):\n%s", parameter_overview.get_parameter_overview(leaves))
+        statistics = "global" if jax.process_count() > 1 else True  # of parameters of which a process has a part alone
+        overview = parameter_overview.get_parameter_overview(leaves, include_stats=statistics)
+        logging.info("parameters (vocabulary padded):\n%s", overview)
         known = metrics.peak_flops(device) is not None
         logging.info("mfu: %s", metrics.MFU_FORMULA if known else f"not reported, the peak of {device} is not known")
         tokens_per_step = self.config.training.batch_size * self.config.sequence_length
         self.say(
-            f"{num_parameters(model):,} parameters on {dict(self.mesh.shape)} of {device.device_kind}; "
+            f"{num_parameters(model):,} parameters on {dict(self.program.mesh.shape)} of {device.device_kind}; "
             f"{self.config.training.steps:,} steps of {tokens_per_step:,} tokens"
         )
 
@@ -215,11 +188,6 @@ class Run:
 def data_folder(config: Config, workdir: Path) -> Path:
     """Where the run's tokens are."""
     return Path(config.data.prepared).expanduser() if config.data.prepared else workdir / "data"
-
-
-def eval_batch_size(config: Config) -> int:
-    """Sequences in one evaluation step."""
-    return config.evaluation.batch_size or config.training.batch_size // config.training.accumulation_steps
 
 
 def bind_vocabulary(options: dict[str, dict[str, Any]], tokenizer_size: int) -> Config:

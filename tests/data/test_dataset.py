@@ -13,6 +13,7 @@ from gpt2_jax.data import dataset
 from gpt2_jax.data.dataset import evaluation_batches, open_split, tf, train_batches
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.prepare import prepare
+from gpt2_jax.data.rows import Rows
 from gpt2_jax.data.windows import positions, segments
 from gpt2_jax.errors import InputError
 
@@ -122,7 +123,7 @@ def test_resumed_and_shared_batches_are_the_same(seed, step, processes, base):
     make = lambda **more: train_batches(Counted(500, shard=123), batch_size=6, sequence_length=16, seed=seed, **more)
     uninterrupted = take(make(start_step=base), step + 2)
     assert (take(make(start_step=base + step), 2) == uninterrupted[step:]).all()
-    shared = [take(make(start_step=base + step, process_index=p, process_count=processes), 2) for p in range(processes)]
+    shared = [take(make(start_step=base + step, rows=Rows.part(p, processes)), 2) for p in range(processes)]
     assert (np.concatenate(shared, axis=1) == uninterrupted[step:]).all()
 
 
@@ -154,7 +155,7 @@ def test_with_every_option_resumed_and_shared_batches_are_the_same(seed, step, p
     make = lambda **more: train_batches(mixed(), batch_size=8, sequence_length=16, seed=seed, **ALL, **more)
     some = lambda batches: list(itertools.islice(batches, 2))
     uninterrupted = list(itertools.islice(make(start_step=base), step + 2))[step:]
-    shared = [some(make(start_step=base + step, process_index=p, process_count=processes)) for p in range(processes)]
+    shared = [some(make(start_step=base + step, rows=Rows.part(p, processes))) for p in range(processes)]
     for whole, parts in zip(uninterrupted, zip(*shared)):
         assert list(whole) == ["tokens", "mask", "segments", "positions"]
         for name in whole:
@@ -250,7 +251,7 @@ def test_evaluation_is_shared_out(processes, windows):
     make = lambda **more: list(
         evaluation_batches(Counted(0, 150), batch_size=6, sequence_length=8, windows=windows, **more)
     )
-    parts = [make(process_index=p, process_count=processes) for p in range(processes)]
+    parts = [make(rows=Rows.part(p, processes)) for p in range(processes)]
     alone = make()
     assert {len(part) for part in parts} == {len(alone)}
     for key in ("tokens", "mask"):
@@ -286,8 +287,8 @@ def test_errors():
         " --config.data.validation_fraction"
     )
     for batches, options in ((train_batches, {"seed": 0}), (evaluation_batches, {})):
-        assert message(batches, Counted(2000, 2000), process_count=3, **options) == (
-            "batch_size is 4; it must be a multiple of the number of processes (3), which share it: change"
+        assert message(batches, Counted(2000, 2000), rows=Rows.part(0, 3), **options) == (
+            "batch_size is 4; it must be a multiple of 3, the parts of a batch that the processes share: change"
             " --config.training.batch_size or --config.evaluation.batch_size"
         )
 

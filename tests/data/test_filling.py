@@ -13,10 +13,12 @@ from gpt2_jax.data.filling import open_fillers
 from gpt2_jax.data.manifest import part_record
 from gpt2_jax.data.prepare import encoding_of, prepare, with_control_codes
 from gpt2_jax.data.prepared import load_prepared
+from gpt2_jax.data.rows import Rows
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import Stream
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import load, train_bpe
+from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_files import load
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:datasets")
 
@@ -165,10 +167,22 @@ def test_every_source_of_a_mixture(config, corpus, tmp_path, monkeypatch):
 
 
 def test_several_processes_fill_one_folder(config, tmp_path):
-    processes = [stream(config, tmp_path / "filled", process_index=i, process_count=2) for i in range(2)]
-    while any(p.position[..., 0].min() < 1 for p in processes):
+    processes = [stream(config, tmp_path / "filled", rows=Rows.part(i, 2)) for i in range(2)]
+    while np.maximum.reduce([p.position for p in processes])[..., 0].min() < 1:
         for batches in processes:
             next(batches)
+    prepared_by(config, tmp_path / "filled")
+    prepared_by(config, tmp_path / "prepared")
+    assert contents(tmp_path / "filled") == contents(tmp_path / "prepared")
+
+
+def test_processes_with_the_same_rows_fill_once(config, tmp_path):
+    held = (0, 1)
+    second = stream(config, tmp_path / "filled", rows=Rows(2, held, first=()))
+    first = stream(config, tmp_path / "filled", rows=Rows(2, held, first=held))
+    read_epochs(second)
+    assert not list((tmp_path / "filled").glob("*.bin"))
+    read_epochs(first)
     prepared_by(config, tmp_path / "filled")
     prepared_by(config, tmp_path / "prepared")
     assert contents(tmp_path / "filled") == contents(tmp_path / "prepared")

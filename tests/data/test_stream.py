@@ -9,6 +9,7 @@ from texts import Texts, source_of
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data.documents import Document
 from gpt2_jax.data.reader import shares
+from gpt2_jax.data.rows import Rows
 from gpt2_jax.data.sources import Source
 from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.tokenize import Encoding, document_hash
@@ -96,12 +97,12 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(parts, process
         source_of(texts_of(30), parts, "a"), source_of(texts_of(9, "other"), 1, "b"), batch_size=8, **options
     )
     alone = make()
-    shared = [make(process_index=i, process_count=processes) for i in range(processes)]
+    shared = [make(rows=Rows.part(i, processes)) for i in range(processes)]
     for _ in range(25):
         batch, parts_of_it = next(alone), [next(one) for one in shared]
         for key in batch:
             np.testing.assert_array_equal(batch[key], np.concatenate([part[key] for part in parts_of_it]))
-    np.testing.assert_array_equal(alone.position, np.concatenate([one.position for one in shared]))
+    np.testing.assert_array_equal(alone.position, np.maximum.reduce([one.position for one in shared]))
 
 
 def test_fewer_documents_than_readers():
@@ -178,8 +179,12 @@ def test_shares():
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match=r"4 readers cannot be shared by 3 processes; set --config.data.readers to a"):
-        stream(source_of(texts_of(5)), process_count=3)
+    with pytest.raises(
+        InputError,
+        match=r"4 readers cannot be shared by processes that read 3 parts of a batch; set "
+        r"--config.data.readers to a multiple of 3 that divides training.batch_size \(12\)",
+    ):
+        stream(source_of(texts_of(5)), batch_size=12, rows=Rows.part(0, 3))
     with pytest.raises(InputError, match=r"the saved position is of 2 readers and 1 sources, and this run has 4 and 1"):
         stream(source_of(texts_of(5)), position=np.zeros((2, 1, 6)))
     with pytest.raises(InputError, match=r"files has no document to train on; loosen the filters"):

@@ -15,7 +15,7 @@ from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.sources import REGISTRY, nothing_kept, open_source
 from gpt2_jax.data.tokenize import Encoding
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import load
+from gpt2_jax.tokenizer_files import load
 
 # Those of DataConfig that say which documents are read and how they become tokens; the others concern other roads.
 OPTIONS = frozenset(

@@ -1,0 +1,95 @@
+"""Tokenizers from files, folders and the hub."""
+
+import re
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from gpt2_jax.errors import InputError, one_line
+from gpt2_jax.tokenizer import Tokenizer
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def load(name: str | Path, *, revision: str | None = None) -> Tokenizer:
+    """Reads a `tokenizer.json`, a folder with one or with GPT-2's `vocab.json` and `merges.txt`, or one from the hub.
+
+    Args:
+      name: a path, or a hub id such as "openai-community/gpt2".
+      revision: branch, tag or commit on the hub.
+
+    Raises:
+      InputError: nothing there, the hub cannot be reached, or not a tokenizer that `Tokenizer` takes.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
+        return _load_folder(path) if path.is_dir() else Tokenizer.from_json(_read(path), str(path))
+    if not HUB_ID.fullmatch(str(name)) or path.suffix == ".json":
+        raise InputError(
+            f"tokenizer {str(name)!r} does not exist (looked in {Path.cwd()}); give a tokenizer.json, a folder with one"
+            " or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2"
+        )
+    return _load_from_hub(str(name), revision)
+
+
+def _load_folder(folder: Path) -> Tokenizer:
+    file, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+    if file.exists():
+        return Tokenizer.from_json(_read(file), str(file))
+    if vocab.exists() and merges.exists():
+        return _gpt2_files(vocab, merges)
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    raise InputError(f"{folder} holds {found}; a tokenizer is a tokenizer.json or a vocab.json with a merges.txt")
+
+
+def _load_from_hub(name: str, revision: str | None) -> Tokenizer:
+    try:
+        files = _fetch(name, revision)
+    except (OSError, ValueError, LookupError) as error:
+        raise InputError(
+            f"tokenizer {name!r} is no file or folder here and could not be fetched from the hub"
+            f" ({type(error).__name__}: {one_line(error)}); check the id and the network, or give a path"
+        ) from None
+    return Tokenizer.from_json(_read(files[0]), name) if len(files) == 1 else _gpt2_files(*files)
+
+
+def _fetch(name: str, revision: str | None) -> list[Path]:
+    """The hub's `tokenizer.json`, or `vocab.json` and `merges.txt` where it has none; without network, the cache's."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    def download(*files: str, **options) -> list[Path]:
+        return [Path(huggingface_hub.hf_hub_download(name, file, revision=revision, **options)) for file in files]
+
+    try:
+        return download("tokenizer.json")
+    except LocalEntryNotFoundError as unreachable:
+        try:
+            return download("vocab.json", "merges.txt", local_files_only=True)
+        except LocalEntryNotFoundError:
+            raise unreachable from None
+    except EntryNotFoundError:
+        try:
+            return download("vocab.json", "merges.txt")
+        except EntryNotFoundError as error:
+            raise LookupError("it has no tokenizer.json and no vocab.json with merges.txt") from error
+
+
+def _gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as error:  # the Rust library raises nothing narrower
+        raise InputError(f"{vocab} and {merges.name} are not a byte-level BPE: {one_line(error)}") from None
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return Tokenizer(tokenizer, str(vocab))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a tokenizer.json: {one_line(error)}") from None
