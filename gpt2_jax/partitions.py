@@ -76,7 +76,7 @@ def scatter(g: jax.Array, spec: P) -> jax.Array:
     if mesh is None:
         return g
     outer, within = turns(mesh)
-    if mesh.abstract_device.platform in IN_TURN and outer == 1:
+    if mesh.abstract_device.platform in IN_TURN and outer == 1 < within:
         g = with_layout_constraint(g, _major(g.ndim, spec))
     if outer > 1:
         sizes = {axis: mesh.shape[axis] for axis in AXES} | {"fsdp": outer, "within": within}
