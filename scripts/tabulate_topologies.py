@@ -17,7 +17,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from gpt2_jax import InputError, preset
-from gpt2_jax.config import check_overrides
+from gpt2_jax.config import parse_flags
 from gpt2_jax.topology import chips, report
 from gpt2_jax.topology.process import compile_elsewhere, config_of
 
@@ -87,14 +87,6 @@ def row(name: str, size: str) -> str:
 
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    try:
-        check_overrides(argv[1:])
-        return flags.FLAGS(argv)
-    except (InputError, flags.Error) as error:
-        sys.exit(f"error: {error}")
 
 
 def main(argv: list[str]) -> int:
