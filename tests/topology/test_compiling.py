@@ -47,6 +47,14 @@ def test_parameters_over_eight_chips_are_gathered_and_their_gradients_scattered(
     assert summary["unknown_loops"] == summary["whole_copies"] == 0
 
 
+def test_gradients_over_a_square_of_chips_are_scattered_in_two_turns(compile_for, aot_python):
+    done = compile_for("v5e-16", "--json", python=aot_python, **{"model.n_embd": 256, "training.loss_chunks": 4})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["collectives"]
+    assert found["reduce-scatter"]["bytes"] > 0.4 * 2 * 4 * MATRICES
+    assert found["all-reduce"]["bytes"] < 2 * POSITIONS + 0.05 * 4 * MATRICES
+
+
 def test_too_large_a_batch_does_not_fit_and_says_by_how_much(compile_for, aot_python):
     changes = {"training.batch_size": 8192, "model.attention": "xla"}
     done = compile_for("v5e-1", python=aot_python, **changes)
