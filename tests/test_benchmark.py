@@ -24,18 +24,19 @@ def run(root, *options):
 
 
 def test_each_workload_is_one_line(pytestconfig):
-    result = run(pytestconfig.rootpath, "--workloads=gen_b1_greedy,first_token_warm")
+    result = run(pytestconfig.rootpath, "--workloads=gen_b1_greedy,first_token_warm,train_fp32_b4x256,eval_b1")
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(record["workload"], record["unit"]) for record in records] == [
-        ("gen_b1_greedy", "tokens/s"), ("first_token_warm", "s")
+        ("train_fp32_b4x256", "tokens/s"), ("eval_b1x1024", "tokens/s"), ("gen_b1_greedy", "tokens/s"),
+        ("first_token_warm", "s"),
     ], result.stderr  # fmt: skip
     assert all(record["lo"] <= record["value"] <= record["hi"] and record["n"] >= 1 for record in records)
 
 
 def test_what_names_no_workload_is_refused(pytestconfig):
-    result = run(pytestconfig.rootpath, "--workloads=train")
+    result = run(pytestconfig.rootpath, "--workloads=speed")
     assert result.returncode != 0
-    assert "no workload begins with 'train'; there are gen_b1_greedy" in result.stderr
+    assert "no workload begins with 'speed'; there are first_step_12_layers" in result.stderr
 
 
 def test_data_is_measured(pytestconfig, tmp_path):
