@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt2_jax.attention import attend_causally
 from gpt2_jax.errors import InputError
+from gpt2_jax.layers import kept
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.partitions import constrain, mesh_in_force, spec_of, ways
 
@@ -82,8 +83,7 @@ def _xla(config: GPT2Config, T: int, segments: jax.Array | None) -> Attention:
     block = None if ways("sequence") == 1 else T  # queries that are cut already are not cut again
 
     def attention(q, k, v, scale, key):
-        drops = key is not None and config.attn_pdrop > 0
-        keep = jax.random.bernoulli(key, 1.0 - config.attn_pdrop, (*q.shape[:3], T)) if drops else None
+        keep = kept((*q.shape[:3], T), config.attn_pdrop, key)
         q, k, v = constrain(q, "<queries>"), constrain(k, "<keys>"), constrain(v, "<keys>")
         return attend_causally(
             q, k, v, scale, mask, keep=keep, rate=config.attn_pdrop, block=block, upcast=config.reorder_and_upcast_attn

@@ -59,9 +59,13 @@ scale_row.defvjp(lambda x, row: (x * row, (x, row)), _scale_row_backward)
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes elements with probability `rate` and scales the others up; without a key nothing is dropped."""
-    if key is None or rate == 0.0:
-        return x
-    return drop(x, jax.random.bernoulli(key, 1.0 - rate, x.shape), rate)
+    keep = kept(x.shape, rate, key)
+    return x if keep is None else drop(x, keep, rate)
+
+
+def kept(shape: tuple[int, ...], rate: float, key: jax.Array | None) -> jax.Array | None:
+    """Which elements a dropout of `rate` leaves, bool of that shape; None: all."""
+    return None if key is None or rate == 0.0 else jax.random.bernoulli(key, 1.0 - rate, shape)
 
 
 def drop(x: jax.Array, keep: jax.Array, rate: float) -> jax.Array:

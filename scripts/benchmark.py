@@ -29,11 +29,13 @@ from absl import app, flags
 
 import gpt2_jax
 from gpt2_jax import GPT2, GPT2Config, LanguageModel, compilation_cache
+from gpt2_jax.config import Config, MeshConfig
+from gpt2_jax.sharding import make_mesh
 from gpt2_jax.tokenizer import train_characters
 from gpt2_jax.training.memory import keep_freed_memory
-from gpt2_jax.training.optimizer import make_optimizer, make_schedule
-from gpt2_jax.training.options import OptimizerConfig, TrainingConfig
-from gpt2_jax.training.step import Batch, TrainState, eval_step, init_state, make_train_step
+from gpt2_jax.training.options import TrainingConfig
+from gpt2_jax.training.program import Program
+from gpt2_jax.training.step import Batch
 
 WORKLOADS = flags.DEFINE_list("workloads", [], "Beginnings of the names of the workloads to run; all by default.")
 PRESET = flags.DEFINE_enum("preset", "gpt2", ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"], "Size of the model.")
@@ -107,40 +109,39 @@ def random_model() -> LanguageModel:
     return LanguageModel(model, train_characters([characters]))
 
 
-def training_step(config: GPT2Config, batch_size: int, length: int) -> tuple[Callable, TrainState, Batch]:
-    """(the step as a run jits it, its first state, a batch of random tokens)."""
+def program_of(model: GPT2Config, batch_size: int, length: int) -> tuple[Program, Batch]:
+    """(what a run on one device would jit, a batch of random tokens)."""
     keep_freed_memory()
-    options = OptimizerConfig()
-    tx = make_optimizer(options, TrainingConfig.steps)
-    step = jax.jit(make_train_step(tx, make_schedule(options, TrainingConfig.steps)), donate_argnums=0)
-    state = jax.jit(functools.partial(init_state, config, tx, 0))()
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length + 1), np.int32)
-    return step, state, {"tokens": jnp.asarray(tokens), "mask": jnp.ones((batch_size, length), bool)}
+    training = TrainingConfig(batch_size=batch_size, sequence_length=length)
+    program = Program.of(Config(model, training=training), make_mesh(MeshConfig(), jax.devices()[:1]))
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, (batch_size, length + 1), np.int32)
+    return program, {"tokens": jnp.asarray(tokens), "mask": jnp.ones((batch_size, length), bool)}
 
 
 def first_step(layers: int) -> float:
     """Seconds to trace and compile, without what earlier calls left."""
     jax.clear_caches()
-    step, state, batch = training_step(GPT2Config(n_layer=layers, n_embd=256, n_head=4, dtype=DTYPE.value), 1, 128)
-    return timed(lambda: step.lower(state, batch).compile())
+    program, batch = program_of(GPT2Config(n_layer=layers, n_embd=256, n_head=4, dtype=DTYPE.value), 1, 128)
+    return timed(lambda: program.train_step.lower(program.shapes, batch).compile())
 
 
 def train(batch_size: int, length: int) -> Iterator[float]:
     """Seconds of one step after another."""
-    step, state, batch = training_step(model_config(**NO_DROPOUT), batch_size, length)
+    program, batch = program_of(model_config(**NO_DROPOUT), batch_size, length)
+    state = jax.jit(program.init, out_shardings=program.shardings)()
     while True:
         start = time.perf_counter()
-        state, metrics = step(state, batch)
+        state, metrics = program.train_step(state, batch)
         jax.block_until_ready(metrics)
         yield time.perf_counter() - start
 
 
 def evaluate(batch_size: int, length: int) -> Iterator[float]:
     """Seconds of one evaluation after another."""
-    _, state, batch = training_step(model_config(**NO_DROPOUT), batch_size, length)
-    step = jax.jit(eval_step)
+    program, batch = program_of(model_config(**NO_DROPOUT), batch_size, length)
+    model = jax.jit(GPT2, static_argnums=0)(program.model, jax.random.key(0))
     while True:
-        yield timed(lambda: jax.block_until_ready(step(state.model, batch)))
+        yield timed(lambda: jax.block_until_ready(program.eval_step(model, batch)))
 
 
 def timed(run: Callable[[], object]) -> float:
