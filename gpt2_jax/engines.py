@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -150,6 +151,6 @@ def _cudnn(config: GPT2Config, T: int, segments: jax.Array | None) -> Attention:
         y = jax.nn.dot_product_attention(
             turn(q), turn(k), turn(v), mask=mask, scale=1.0, is_causal=True, implementation=CUDNN
         )
-        return turn(y)
+        return checkpoint_name(turn(y), "attention")
 
     return attention

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from gpt2_jax.attention import KVCache, attend_cached, attend_causally
 from gpt2_jax.engines import make_attention
@@ -54,7 +53,6 @@ class Attention(nnx.Module):
         heads = self.c_attn(x).reshape(B, T, 3, config.n_head, config.head_size)
         q, k, v = jnp.unstack(heads.transpose(2, 0, 3, 1, 4))  # [B, H, T, K]
         y, kept = attention(q, k, v, keys[0])
-        y = checkpoint_name(y, "attention")
         y = self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
         return dropout(y, config.resid_pdrop, keys[1]), kept
 

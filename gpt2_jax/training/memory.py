@@ -12,7 +12,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 
 
 def keep_freed_memory() -> None:
-    """On CPU with glibc: freed blocks stay in the process, in one arena, up to 2 GB each.
+    """On CPU with glibc: freed blocks stay in the process, in one arena, however large.
 
     XLA allocates its temporary buffer anew each step. Above 32 MB glibc maps it from the kernel and unmaps it
     afterwards, and each step faults every page in again: half the time of a small model's step.
@@ -23,8 +23,8 @@ def keep_freed_memory() -> None:
         return
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(_M_ARENA_MAX, 1)
-    mallopt(_M_MMAP_THRESHOLD, 2**31 - 1)
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_MMAP_THRESHOLD, -1)
+    mallopt(_M_TRIM_THRESHOLD, -1)
     mallopt(_M_TOP_PAD, 2**28)
 
 
