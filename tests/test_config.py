@@ -51,7 +51,7 @@ def test_shipped_configs_are_valid(file, pytestconfig):
         ({"training": {"loss_chunks": 3}}, r"loss_chunks is 3; it must be a divisor of the sequence length \(1024\)"),
         ({"mesh": {"data": 0}}, "mesh.data is 0; it must be at least 1, or -1"),
         ({"mesh": {"data": -1, "model": -1}}, "-1 on one axis at most"),
-        ({"checkpoint": {"keep": 0}}, "checkpoint.keep is 0; it must be at least 1"),
+        ({"checkpoint": {"keep": 1}}, "checkpoint.keep is 1; it must be at least 2: one may turn out to be damaged"),
         ({"model": {"n_head": 7}}, "model.n_head is 7, which does not divide model.n_embd"),
     ],
 )  # fmt: skip

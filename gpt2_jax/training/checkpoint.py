@@ -1,25 +1,30 @@
-"""Checkpoints of a run: Orbax, asynchronous, atomic; the newest and the best are kept.
+"""Checkpoints of a run: Orbax, asynchronous, atomic, sealed by checksums; the newest and the best are kept.
 
 `<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key),
 `config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on streamed text a
-fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`).
+fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`). `manifest.json` has the checksums of all
+files (see seal.py), and is compared with them before anything is read.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gpt2_jax.config import CheckpointConfig, OptimizerConfig
 from gpt2_jax.data.options import with_defaults
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2
+from gpt2_jax.training import seal
 from gpt2_jax.training.step import TrainState
 
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
@@ -30,6 +35,9 @@ FREE = (
     *("data.prepared", "data.fill_prepared", "data.accept_changes"),
 )
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
+
+TO_READ = ("model", "config", "tokenizer")  # items that make a language model
+TO_GO_ON = (*TO_READ, "training")
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
 
@@ -67,6 +75,7 @@ class Checkpoints:
                 best_fn=lambda metrics: metrics["val_loss"],
                 best_mode="min",
                 cleanup_tmp_directories=config is not None,
+                temporary_path_class=seal.SealedPath,
                 read_only=config is None,
                 create=config is not None,
             ),
@@ -85,17 +94,74 @@ class Checkpoints:
         """The steps saved, ascending."""
         return sorted(self._manager.all_steps())
 
-    def find(self, step: int | str | None = None) -> int:
-        """The saved step that is meant: a number, "best" (by validation loss), or None, the latest.
+    def find(self, step: int | str | None = None, tell: Callable[[str], None] = logging.warning, items=TO_READ) -> int:
+        """The saved step that is meant, its checksums compared.
+
+        Args:
+          step: a number, "best" (by validation loss), or None: the newest that is not damaged.
+          tell: of those passed over, and what is wrong with them.
+          items: that are to be read.
 
         Raises:
-          InputError: there is none such.
+          InputError: there is none such, or it is damaged.
         """
-        found = self._manager.best_step() if step == "best" else self._manager.latest_step() if step is None else step
+        if step is None:
+            if not self.steps:
+                raise InputError(f"{self.directory} has no checkpoint yet; it is empty")
+            damages = {}
+            for found in reversed(self.steps):
+                damages[found] = seal.damage(self.directory / str(found), items)
+                if not damages[found]:
+                    return found
+                tell(f"the checkpoint of step {found} in {self.directory} is damaged ({damages[found]})")
+            listed = "; ".join(f"step {found}: {what}" for found, what in damages.items())
+            raise InputError(
+                f"{self.directory} has no checkpoint that is not damaged: {listed}. Nothing was changed: bring back a "
+                "copy of one, or train anew in another --workdir"
+            )
+        found = self._manager.best_step() if step == "best" else step
         if found not in self.steps:
             there = f"it has {', '.join(map(str, self.steps))}" if self.steps else "it is empty"
-            raise InputError(f"{self.directory} has no checkpoint {'yet' if step is None else step}; {there}")
+            raise InputError(f"{self.directory} has no checkpoint {step}; {there}")
+        if what := seal.damage(self.directory / str(found), items):
+            others = [other for other in self.steps if other != found]
+            advice = f"it also has {', '.join(map(str, others))}" if others else "it is the only one"
+            raise InputError(f"the checkpoint of step {found} in {self.directory} is damaged ({what}); {advice}")
         return found
+
+    def find_to_go_on(self, tell: Callable[[str], None]) -> int:
+        """The newest step that is not damaged, for all processes of a run; those after it are put aside.
+
+        They go to `<workdir>/damaged`: the run is about to save these steps again.
+
+        Raises:
+          InputError: all are damaged.
+        """
+        found, failure = -1, None
+        if jax.process_index() == 0:
+            try:
+                found = self.find(None, tell, TO_GO_ON)
+            except InputError as error:
+                failure = error
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+        if found < 0:
+            raise failure or InputError(f"{self.directory} has no checkpoint that is not damaged, as process 0 tells")
+        if bad := [step for step in self.steps if step > found]:
+            if jax.process_index() == 0:
+                for step in bad:
+                    tell(f"it is now in {self._put_aside(step)}; going on from step {found}")
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints put aside")
+            self._manager.reload()
+        return found
+
+    def _put_aside(self, step: int) -> Path:
+        folder = self.directory.parent / "damaged"
+        folder.mkdir(exist_ok=True)
+        names = (f"{step}{suffix}" for suffix in itertools.chain([""], map("-{}".format, itertools.count(2))))
+        aside = next(folder / name for name in names if not (folder / name).exists())
+        return (self.directory / str(step)).rename(aside)
 
     def save(
         self,
@@ -122,7 +188,8 @@ class Checkpoints:
         )
         with self._failures_explained(step):
             metrics = None if val_loss is None else {"val_loss": val_loss}
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+            marked = {"format": seal.FORMAT}
+            self._manager.save(step, args=items, metrics=metrics, force=True, custom_metadata=marked)
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk; raises like `save`."""

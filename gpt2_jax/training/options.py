@@ -169,17 +169,17 @@ class CheckpointConfig:
 
     Attributes:
       every: steps between checkpoints, besides the last step and an interruption; 0 saves only then.
-      keep: the newest checkpoints that stay.
+      keep: the newest checkpoints that stay, at least two: one may turn out to be damaged.
       keep_best: besides those, the checkpoints with the lowest validation loss that stay.
     """
 
     every: int = 500
-    keep: int = 1
+    keep: int = 2
     keep_best: int = 1
 
     def __post_init__(self):
         check(self.every >= 0, "checkpoint.every", self.every, "0 (only at the end) or more")
-        check(self.keep >= 1, "checkpoint.keep", self.keep, "at least 1")
+        check(self.keep >= 2, "checkpoint.keep", self.keep, "at least 2: one may turn out to be damaged")
         check(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more")
 
 

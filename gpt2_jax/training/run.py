@@ -70,7 +70,7 @@ class Run:
         """Where the parameters come from, in this order: 1. resume a checkpoint, 2. start from scratch."""
         if not checkpoints.steps:
             return jax.jit(self.program.init, out_shardings=self.program.shardings)()
-        step = checkpoints.find()
+        step = checkpoints.find_to_go_on(self.tell)
         saved, _ = checkpoints.read_json(step)
         if different := differences(saved, self.config.to_dict()):
             raise InputError(

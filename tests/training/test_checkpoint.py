@@ -1,4 +1,6 @@
 import functools
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 from gpt2_jax import InputError
 from gpt2_jax.config import CheckpointConfig, Config, MeshConfig
 from gpt2_jax.sharding import make_mesh, tree_shardings
+from gpt2_jax.training import seal
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
 from gpt2_jax.training.step import init_state
 
@@ -68,9 +71,9 @@ def test_the_newest_and_the_best_are_kept(tmp_path, state):
 
 
 def test_keeping_only_the_newest(tmp_path, state):
-    with Checkpoints(tmp_path, CheckpointConfig(keep=1, keep_best=0)) as checkpoints:
+    with Checkpoints(tmp_path, CheckpointConfig(keep_best=0)) as checkpoints:
         save(checkpoints, state, [(1, 1.0), (2, 2.0), (3, 3.0)])
-        assert checkpoints.steps == [3]
+        assert checkpoints.steps == [2, 3]
 
 
 def test_the_parameters_come_back_alone(tmp_path, state, shapes):
@@ -92,10 +95,123 @@ def test_nothing_found(tmp_path, state):
         with pytest.raises(InputError, match="has no checkpoint yet; it is empty"):
             checkpoints.find()
         save(checkpoints, state, [(2, None), (3, None)])
-        with pytest.raises(InputError, match="has no checkpoint best; it has 3"):  # none has a validation loss
+        with pytest.raises(InputError, match="has no checkpoint best; it has 2, 3"):  # none has a validation loss
             checkpoints.find("best")
-        with pytest.raises(InputError, match="has no checkpoint 4; it has 3"):
+        with pytest.raises(InputError, match="has no checkpoint 4; it has 2, 3"):
             checkpoints.find(4)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, state):
+    """The workdir of a run with checkpoints of steps 1 and 2."""
+    folder = tmp_path_factory.mktemp("two")
+    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+        save(checkpoints, state, [(1, 1.0), (2, 2.0)])
+    return folder
+
+
+def files_of(workdir, step):
+    folder = workdir / "checkpoints" / str(step)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_a_bit, lambda path: path.unlink()], ids=["truncated", "bit", "gone"])
+def test_a_harmed_file_is_named_and_the_checkpoint_before_it_used(tmp_path, two, harm):
+    """Each file of a checkpoint in turn, but for those of Orbax that say nothing of the state."""
+    files = [name for name in files_of(two, 2) if name != seal.NAMED and not name.startswith("metrics/")]
+    assert len(files) > 10 and {name.split("/")[0] for name in files} >= {"model", "training", "config", "tokenizer"}
+    for i, name in enumerate(files):
+        if name in (seal.METADATA, seal.MANIFEST) and harm is flip_a_bit:
+            continue  # most of their bits say nothing that is used
+        workdir = tmp_path / str(i)
+        shutil.copytree(two, workdir)
+        harm(workdir / "checkpoints" / "2" / name)
+        told = []
+        with Checkpoints(workdir, CheckpointConfig()) as checkpoints:
+            assert checkpoints.find_to_go_on(told.append) == 1
+            assert checkpoints.steps == [1]
+        assert "the checkpoint of step 2" in told[0] and f"is damaged ({name} " in told[0], name
+        assert told[1] == f"it is now in {workdir / 'damaged' / '2'}; going on from step 1"
+        assert files_of(workdir, 1) == files_of(two, 1) and (workdir / "damaged" / "2").is_dir()
+        shutil.rmtree(workdir)
+
+
+def test_a_damaged_checkpoint_is_never_read_by_its_number(tmp_path, two):
+    shutil.copytree(two, tmp_path / "run")
+    flip_a_bit(max((tmp_path / "run" / "checkpoints" / "1" / "model").rglob("*"), key=lambda path: path.stat().st_size))
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.find() == 2
+        for step in (1, "best"):
+            with pytest.raises(
+                InputError, match=r"step 1 in .* is damaged \(model/.* its sha256 differs\); it also has 2"
+            ):
+                checkpoints.find(step)
+
+
+def test_nothing_is_changed_where_all_checkpoints_are_damaged(tmp_path, two):
+    shutil.copytree(two, tmp_path / "run")
+    for step in "12":
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / step / "training")
+    with Checkpoints(tmp_path / "run", CheckpointConfig()) as checkpoints:
+        with pytest.raises(InputError, match="not damaged: step 2: training is missing; step 1: training is missing"):
+            checkpoints.find_to_go_on(print)
+        assert checkpoints.steps == [1, 2]
+
+
+def test_what_is_not_a_checkpoint_is_passed_over(tmp_path, two):
+    shutil.copytree(two, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "7").mkdir()
+    with Checkpoints(tmp_path / "run", CheckpointConfig()) as checkpoints:
+        assert checkpoints.find_to_go_on(print) == 2
+
+
+def test_a_checkpoint_of_a_newer_format_is_named(tmp_path, two):
+    shutil.copytree(two, tmp_path / "run")
+    metadata = tmp_path / "run" / "checkpoints" / "2" / seal.METADATA
+    metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 2').replace('"format":1', '"format":2'))
+    newer = pytest.raises(InputError, match="its format is 2, and this version of gpt2_jax reads up to 1")
+    with Checkpoints(tmp_path / "run") as checkpoints, newer:
+        checkpoints.find(2)
+
+
+def test_a_save_that_is_put_aside_twice(tmp_path, two):
+    shutil.copytree(two, tmp_path / "run")
+    shutil.copytree(two / "checkpoints" / "2", tmp_path / "run" / "damaged" / "2")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "2" / "config")
+    with Checkpoints(tmp_path / "run", CheckpointConfig()) as checkpoints:
+        checkpoints.find_to_go_on(print)
+    assert sorted(path.name for path in (tmp_path / "run" / "damaged").iterdir()) == ["2", "2-2"]
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(tmp_path, state, monkeypatch):
+    """Power may fail at any instant: files and folders are flushed, then the name is given and flushed."""
+    events = []
+    flush, rename = os.fsync, os.rename
+    name = lambda descriptor: os.readlink(f"/proc/self/fd/{descriptor}")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append(("flush", name(descriptor))), flush(descriptor)))
+    monkeypatch.setattr(
+        os, "rename", lambda *paths, **kw: (events.append(("name", str(paths[1]))), rename(*paths, **kw))
+    )
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        save(checkpoints, state, [(1, 1.0)])
+    final = str(tmp_path / "checkpoints" / "1")
+    named = events.index(("name", final))
+    manifest = json.loads((tmp_path / "checkpoints" / "1" / seal.MANIFEST).read_text())
+    flushed = {
+        path.split("orbax-checkpoint-tmp")[-1].split("/", 1)[-1] for kind, path in events[:named] if kind == "flush"
+    }
+    assert flushed >= {*manifest["files"], seal.MANIFEST, "model", "training"}
+    assert ("flush", str(tmp_path / "checkpoints")) in events[named:]
 
 
 def test_differences_name_what_a_resumed_run_may_not_change():
@@ -185,4 +301,4 @@ def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
         assert message.startswith("could not save ")
         assert "File too large; steps 1 are untouched: make room and run the same command again" in message
     assert "the checkpoint of step 3 (or the one before it)" in messages[1]
-    assert process("go on") == ["[1] [2]"] * 5
+    assert process("go on") == ["[1] [1, 2]"] * 5

@@ -173,7 +173,7 @@ def test_what_is_not_finite_stops_and_is_not_saved(tmp_path, straight, every, me
     shutil.copytree(straight, tmp_path / "run")
     wild = {"learning_rate": 1e30, "final_learning_rate": 1e30, "clip_norm": 0.0, "schedule": "constant"}
     config = options(straight.parent, training={"steps": 20, "batch_size": 8, "log_every": 1}, optimizer=wild,
-                     checkpoint={"every": every, "keep": 1})  # fmt: skip
+                     checkpoint={"every": every})  # fmt: skip
     with pytest.raises(InputError, match=message + r"; the checkpoints from before it are untouched: run again with a"
                                                    r" lower optimizer.learning_rate \(1e\+30\)"):  # fmt: skip
         loop.train(config, tmp_path / "run")
