@@ -25,9 +25,12 @@ class SealedPath(AtomicRenameTemporaryPath):
     """Orbax's temporary folder of a checkpoint, sealed before it gets its final name."""
 
     async def finalize(self) -> None:
-        await asyncio.to_thread(seal, Path(self.get()))
+        whole = Path(self.get_final()).name.isdigit()  # and not one item
+        if whole:
+            await asyncio.to_thread(seal, Path(self.get()))
         await super().finalize()
-        await asyncio.to_thread(_flush_folder, Path(self.get_final()).parent)
+        if whole:
+            await asyncio.to_thread(_flush_folder, Path(self.get_final()).parent)
 
 
 def seal(folder: Path) -> None:
