@@ -170,6 +170,7 @@ def main():
     folder = Path(sys.argv[1])
     import gpt2_jax.training.loop
 
+    jax.config.update("jax_enable_compilation_cache", True)  # which the tests leave out
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     for line in sys.stdin:
