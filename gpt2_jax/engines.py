@@ -1,7 +1,8 @@
 """Causal attention over whole sequences, by three engines: XLA anywhere, splash on TPUs, cuDNN on NVIDIA GPUs.
 
-Splash (a Pallas kernel) and cuDNN never hold the T x S weights of a head; XLA's holds those of a block, and makes them again
-for the gradient. On a mesh with a `sequence` axis each device has some of the queries, and gathers all keys and values.
+Splash (a Pallas kernel) and cuDNN never hold the T x S weights of a head; XLA's holds those of a block, and makes them
+again for the gradient. On a mesh with a `sequence` axis each device has some of the queries, and gathers all keys and
+values.
 """
 
 from collections.abc import Callable
