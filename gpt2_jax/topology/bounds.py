@@ -51,25 +51,23 @@ def train_flops(config: Config, parameters: int, attention: str) -> tuple[float,
     tokens = config.training.batch_size * config.sequence_length
     model = flops_per_token(config.model, parameters, config.sequence_length)
     scores = 4 * config.model.n_layer * config.model.n_embd * config.sequence_length  # forward, both products
-    again, scores_again = recomputed(config.model, attention)
+    again, scores_again = recomputed(config.model)
     # Splash and cuDNN skip blocks of keys that no query sees, nearly half of them, and XLA's larger blocks fewer.
     blocks = math.ceil(config.sequence_length / QUERY_BLOCK)
     unmasked = (blocks + 1) / (2 * blocks) if attention == "xla" else 0.5
     return tokens * model, tokens * (model - 3 * scores + again + (3 + scores_again) * scores * unmasked)
 
 
-def recomputed(config: GPT2Config, attention: str) -> tuple[float, float]:
+def recomputed(config: GPT2Config) -> tuple[float, float]:
     """FLOPs a token that the backward pass repeats: (of matrix products, in forward passes of attention).
 
-    Of `remat="full"` all of a block but `mlp.c_proj`, whose result no gradient needs. The results of attention that
-    the other policies keep are all that splash's gradient needs; XLA's makes the scores again, cuDNN's all. A policy
-    that is not known here repeats nothing, so that the bound stays one.
+    Of `remat="full"` all of a block but `mlp.c_proj`, whose result no gradient needs. The other policies keep the
+    results of attention; the scores that each engine makes again for its gradient are not counted. A policy that is not
+    known here repeats nothing, so that the bound stays one.
     """
     C, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     blocks = 2 * config.n_layer * (4 * C * C + C * inner)
-    beside = {"splash": 0.0, "xla": 0.5, "cudnn": 1.0}[attention]
-    policies = {"dots": (0, beside), "full": (blocks, 1), "named": (blocks, beside)}
-    return policies.get(config.remat, (0, 0))
+    return {"full": (blocks, 1), "named": (blocks, 0)}.get(config.remat, (0, 0))
 
 
 def decode_flops(config: GPT2Config, parameters: int, batch_size: int) -> float:
