@@ -117,7 +117,8 @@ def _load_run(
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.find(step)
         groups, saved_tokenizer = checkpoints.read_json(step)
-        config = Config.from_dict(groups).model
+        # Of other groups an earlier version may have allowed what this one refuses.
+        config = Config.from_dict({"model": groups["model"]}).model
         config = dataclasses.replace(config, dtype=dtype or config.dtype)
         # This machine's first device holds it all, whatever mesh it was trained on.
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
