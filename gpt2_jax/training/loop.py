@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from absl import logging
 from clu.metric_writers import MetricWriter
 from tqdm import tqdm
 
@@ -22,8 +20,10 @@ from gpt2_jax.training import metrics
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
+from gpt2_jax.training.memory import keep_freed_memory
 from gpt2_jax.training.profile import Trace
 from gpt2_jax.training.run import Run, check_finite
+from gpt2_jax.training.workdir import claimed, log_to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +50,12 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
         `train.log`, `perplexity.png` and, if asked for, `profile/`.
 
     Raises:
-      InputError: bad options or data, a checkpoint of another config, a loss that is not finite, a full disk.
+      InputError: bad options or data, a checkpoint of another config, another run in this workdir, a loss that is not
+        finite, a full disk.
     """
     Config.from_dict(options)  # finds what is misspelt before anything is made
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the workdir {workdir} cannot be made ({error.strerror}); choose another") from None
-    with log_to(workdir / "train.log"):
+    keep_freed_memory()  # before JAX is asked for anything
+    with claimed(workdir), log_to(workdir / "train.log"):
         return run_steps(Run.open(options, workdir), workdir)
 
 
@@ -91,7 +89,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
 
         agreement = Agreement(run.program.mesh, wants)
         # At step 0 everything is measured again, that of step 0 included.
-        with metrics.open_writer(workdir, from_step=first or -1) as writer, bar:
+        with metrics.open_writer(workdir, from_step=first or -1, tell=run.tell) as writer, bar:
             val_loss, previous = None, None
             last = agreement.last_step(step)
             if first == 0 < last:
@@ -141,7 +139,10 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
             if agreement.cause == SOURCE_GONE:
                 raise_source_gone(step, batches)
     if jax.process_index() == 0:
-        plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
+        try:
+            plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
+        except OSError as error:
+            run.tell(f"the curve of perplexity was not drawn ({error}): what was trained is saved")
     return Outcome(step, agreement.cause or None, val_loss)
 
 
@@ -177,22 +178,3 @@ def report(
         named = {"train_loss" if name == "loss" else name: float(value) for name, value in values.items()}
         writer.write_scalars(step, named | speed)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)
-
-
-@contextlib.contextmanager
-def log_to(file: Path) -> Iterator[None]:
-    """Sends all that is logged to a file; the terminal is left to the progress bar and what this module says."""
-    root, terminal = logging.logging.getLogger(), logging.get_absl_handler()
-    handler = logging.logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.PythonFormatter())
-    level, verbosity = terminal.level, logging.get_verbosity()
-    terminal.setLevel(logging.logging.CRITICAL)
-    logging.set_verbosity(logging.INFO)
-    root.addHandler(handler)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
-        logging.set_verbosity(verbosity)
-        terminal.setLevel(level)

@@ -4,8 +4,10 @@ Importing this imports TensorFlow (by clu's TensorBoard writer).
 """
 
 import contextlib
+import functools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,13 +15,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorflow as tf
 from clu import metric_writers
 from jax.sharding import Mesh
 
 from gpt2_jax.config import Config
+from gpt2_jax.errors import one_line
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.flops import flops_per_token, peak_flops
 
+FAILURES = (OSError, tf.errors.OpError)  # of writers
 MFU_FORMULA = "(6 N + 12 L C T) x tokens/s / (devices x bfloat16 peak), N parameters without wpe (PaLM, appendix B)"
 
 
@@ -71,13 +76,68 @@ def _step(line: str) -> float:
         return float("inf")
 
 
+class Tolerant:
+    """A `MetricWriter` that may fail, on a full disk say: that is told once, and what it did not write is lost.
+
+    Args:
+      what: the name of what is written.
+      make: opens the writer, again after each failure.
+      tell: is given a line when writing fails, and when it works again.
+    """
+
+    def __init__(self, what: str, make: Callable[[], metric_writers.MetricWriter], tell: Callable[[str], None]):
+        self._what, self._make, self._tell = what, make, tell
+        self._writer: metric_writers.MetricWriter | None = None
+        self._failing = False
+
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        return functools.partial(self._call, method)
+
+    def _call(self, method: str, *args: Any, **kwargs: Any) -> None:
+        if method == "close" and self._writer is None:
+            return
+        try:
+            if self._writer is None:
+                self._writer = self._make()
+            getattr(self._writer, method)(*args, **kwargs)
+        except FAILURES as error:
+            if not self._failing:
+                self._tell(f"{self._what} cannot be written ({one_line(error)}): training goes on without")
+            self._failing = True
+            if self._writer is not None:
+                with contextlib.suppress(*FAILURES):  # told already
+                    self._writer.close()
+            self._writer = None
+        else:
+            if self._failing:
+                self._tell(f"{self._what} can be written again")
+            self._failing = False
+
+
 @contextlib.contextmanager
-def open_writer(workdir: Path, *, from_step: int) -> Iterator[metric_writers.MetricWriter]:
-    """Writes to `<workdir>/tensorboard` and `<workdir>/metrics.jsonl`; on processes but the first, to nowhere."""
+def open_writer(workdir: Path, *, from_step: int, tell: Callable[[str], None]) -> Iterator[metric_writers.MetricWriter]:
+    """Writes to `<workdir>/tensorboard` and `<workdir>/metrics.jsonl`; on processes but the first, to nowhere.
+
+    Args:
+      workdir: of the run.
+      from_step: where the run goes on, see `JsonlWriter`.
+      tell: is given a line when one of them cannot be written, which stops nothing.
+    """
+    opened = False
+
+    def jsonl() -> JsonlWriter:
+        nonlocal opened
+        writer = JsonlWriter(workdir / "metrics.jsonl", from_step=sys.maxsize if opened else from_step)
+        opened = True
+        return writer
+
+    tensorboard = lambda: metric_writers.SummaryWriter(str(workdir / "tensorboard"))
     writers = []
     if jax.process_index() == 0:
-        writers.append(metric_writers.SummaryWriter(str(workdir / "tensorboard")))
-        writers.append(JsonlWriter(workdir / "metrics.jsonl", from_step=from_step))
+        writers = [
+            Tolerant(str(workdir / "tensorboard"), tensorboard, tell),
+            Tolerant(str(workdir / "metrics.jsonl"), jsonl, tell),
+        ]
     writer = metric_writers.MultiWriter(writers)
     try:
         yield writer

@@ -22,7 +22,6 @@ from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, on_one_device, rows_of
 from gpt2_jax.training import metrics
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
-from gpt2_jax.training.memory import keep_freed_memory
 from gpt2_jax.training.program import Program, eval_batch_size
 from gpt2_jax.training.step import TrainState
 
@@ -50,7 +49,6 @@ class Run:
     def open(cls, options: dict[str, dict[str, Any]], workdir: Path) -> "Run":
         """Checks the options, prepares the data and builds what is jitted; see `train`."""
         unbound = Config.from_dict(options)
-        keep_freed_memory()
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
         corpus = open_corpus(unbound, data_folder(unbound, workdir), rows_of(mesh, jax.process_index()), say)

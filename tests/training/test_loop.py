@@ -211,9 +211,3 @@ def test_losses_do_not_depend_on_the_mesh(tmp_path, straight, monkeypatch, devic
     mine, other = curve(tmp_path / "run"), curve(straight)
     assert mine.keys() == other.keys()
     np.testing.assert_allclose(list(mine.values()), list(other.values()), rtol=1e-5)
-
-
-def test_a_workdir_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"the workdir .* cannot be made \(Not a directory\); choose another"):
-        loop.train(options(tmp_path), tmp_path / "file" / "run")

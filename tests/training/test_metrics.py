@@ -1,3 +1,4 @@
+import errno
 import json
 import time
 from types import SimpleNamespace
@@ -73,8 +74,33 @@ def test_jsonl_has_one_object_a_line_and_forgets_what_will_be_written_again(tmp_
 
 
 def test_writers_are_closed_after_an_error(tmp_path):
-    with pytest.raises(RuntimeError), metrics.open_writer(tmp_path, from_step=0) as writer:
+    with pytest.raises(RuntimeError), metrics.open_writer(tmp_path, from_step=0, tell=print) as writer:
         writer.write_scalars(1, {"train_loss": 1.0})
         raise RuntimeError
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "train_loss": 1.0}
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_what_cannot_be_written_stops_nothing_and_is_told_once(tmp_path, monkeypatch):
+    (tmp_path / "tensorboard").write_text("a file where a folder should be")
+    write, told = metrics.JsonlWriter._write, []
+
+    def full_at_times(writer, step, values):
+        if step in (2, 3):
+            writer._file.write(json.dumps(values)[:5])  # as much as there was room for
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, step, values)
+
+    monkeypatch.setattr(metrics.JsonlWriter, "_write", full_at_times)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "a": 1.0}\n{"step": 7, "of": "another attempt"}\n')
+    with metrics.open_writer(tmp_path, from_step=0, tell=told.append) as writer:
+        for step in range(1, 6):
+            writer.write_scalars(step, {"a": 1.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "a": 1.0} for step in (0, 1, 4, 5)]
+    assert len(told) == 3
+    assert told[0].startswith(f"{tmp_path / 'tensorboard'} cannot be written (") and "Not a directory" in told[0]
+    assert told[1] == (
+        f"{tmp_path / 'metrics.jsonl'} cannot be written ([Errno 28] No space left on device): training goes on without"
+    )
+    assert told[2] == f"{tmp_path / 'metrics.jsonl'} can be written again"
