@@ -6,10 +6,12 @@ fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`). `
 files (see seal.py), and is compared with them before anything is read.
 """
 
+import contextlib
 import dataclasses
 import itertools
+import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,29 @@ FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another o
 TO_READ = ("model", "config", "tokenizer")  # items that make a language model
 TO_GO_ON = (*TO_READ, "training")
 
-DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
+DISK_FAILURES = (
+    *("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output"),
+    *("Stale file handle", "Transport endpoint is not connected", "No such device"),
+)
+AGAIN = "make room and run the same command again, and it goes on from there"
+SLOW = 30.0  # seconds that a save may wait for the one before it without a word
 
 
 class Checkpoints:
     """The checkpoints of a workdir; a context manager that waits for the last save."""
 
-    def __init__(self, workdir: Path, config: CheckpointConfig | None = None):
+    def __init__(
+        self,
+        workdir: Path,
+        config: CheckpointConfig | None = None,
+        tell: Callable[[str], None] = logging.warning,
+    ):
         """Opens them: to write with `config`, else only to read.
+
+        Args:
+          workdir: of a run.
+          config: what is kept, and whether a save that fails stops the run.
+          tell: is given a line about a save that failed, or that was slow.
 
         Raises:
           InputError: nothing to read there.
@@ -54,39 +71,35 @@ class Checkpoints:
         self.directory = Path(workdir).absolute() / "checkpoints"
         if config is None and not self.directory.is_dir():
             raise InputError(f"{workdir} holds no checkpoints; give the --workdir of a training run that has saved one")
-        keep = config and policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(config.keep),
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics["val_loss"],
-                    reverse=True,
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                ),
-            ]
-        )
+        self._config, self._tell = config, tell
+        self._saving: int | None = None  # the step of the last save
+        self._manager = self._open(clean=config is not None)
+
+    def _open(self, *, clean: bool) -> ocp.CheckpointManager:
+        config = self._config
         verbosity = logging.get_verbosity()
         if config is None:
             logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to read cannot be written
-        self._manager = ocp.CheckpointManager(
+        manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep or None,
+                preservation_policy=config and _policy(config),
                 best_fn=lambda metrics: metrics["val_loss"],
                 best_mode="min",
-                cleanup_tmp_directories=config is not None,
+                cleanup_tmp_directories=clean,
                 temporary_path_class=seal.SealedPath,
                 read_only=config is None,
                 create=config is not None,
             ),
         )
         logging.set_verbosity(verbosity)
+        return manager
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with self._failures_explained(None):  # a save still under way fails here
+        with self._failures_explained():  # a save still under way fails here
             self._manager.close()
 
     @property
@@ -174,11 +187,20 @@ class Checkpoints:
         """Starts to write the whole state, and where a stream is; returns once it is safe to change it.
 
         Raises:
-          InputError: this save or the one before failed (a full disk); the older checkpoints are untouched.
+          InputError: this save or the one before failed (a full disk), and that is to stop the run; the older
+            checkpoints are untouched.
         """
         step = int(state.step)
         if step in self.steps:
             return
+        began = time.monotonic()
+        with self._survived():
+            self._manager.wait_until_finished()
+        if (waited := time.monotonic() - began) > SLOW:
+            self._tell(
+                f"the checkpoint of step {step} waited {waited:,.0f} s for the one before it to be written: the disk "
+                f"is slow for a checkpoint.every of {self._config.every}"
+            )
         items = ocp.args.Composite(
             **({} if stream is None else {"stream": ocp.args.JsonSave(stream)}),
             model=ocp.args.StandardSave(state.model),
@@ -186,14 +208,15 @@ class Checkpoints:
             config=ocp.args.JsonSave(config),
             tokenizer=ocp.args.JsonSave({"tokenizer.json": tokenizer}),
         )
-        with self._failures_explained(step):
+        self._saving = step
+        with self._survived():
             metrics = None if val_loss is None else {"val_loss": val_loss}
             marked = {"format": seal.FORMAT}
             self._manager.save(step, args=items, metrics=metrics, force=True, custom_metadata=marked)
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk; raises like `save`."""
-        with self._failures_explained(None):
+        with self._failures_explained():
             self._manager.wait_until_finished()
 
     def read_json(self, step: int) -> tuple[dict[str, Any], str]:
@@ -219,22 +242,50 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         return TrainState(model=restored.model, **restored.training)
 
-    @contextmanager
-    def _failures_explained(self, step: int | None) -> Iterator[None]:
+    @contextlib.contextmanager
+    def _survived(self) -> Iterator[None]:
+        """A save without which the run may go on, if `checkpoint.on_failure` says so."""
+        goes_on = self._config.on_failure == "go_on"
+        try:
+            with self._failures_explained("training goes on, and saves the next that is due" if goes_on else AGAIN):
+                yield
+        except InputError as error:
+            if not goes_on:
+                raise
+            self._tell(str(error))
+            with contextlib.suppress(Exception):  # what was wrong is told
+                self._manager.close()
+            # What was half written takes up room; threads of the save that failed may still be at it, so that a rest
+            # of it may stay until the run begins again.
+            for path in self.directory.glob("*orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
+            self._manager = self._open(clean=False)  # the old one thinks that it has this checkpoint
+
+    @contextlib.contextmanager
+    def _failures_explained(self, then: str = AGAIN) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # TensorStore reports a full disk as a ValueError
             reason = next((reason for reason in DISK_FAILURES if reason in str(error)), None)
             if reason is None:
                 raise
-            what = "a checkpoint" if step is None else f"the checkpoint of step {step} (or the one before it)"
             # What is there, not what the manager remembers: it has forgotten those that this save was to replace.
             steps = sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdigit())
             kept = f"steps {', '.join(map(str, steps))} are untouched" if steps else "none was there before"
             raise InputError(
-                f"could not save {what} to {self.directory}: {reason}; {kept}: make room and run the same command "
-                "again, and it goes on from there"
+                f"could not save the checkpoint of step {self._saving} to {self.directory}: {reason}; {kept}: {then}"
             ) from error
+
+
+def _policy(config: CheckpointConfig) -> policies.PreservationPolicy:
+    best = policies.BestN(
+        get_metric_fn=lambda metrics: metrics["val_loss"],
+        reverse=True,
+        n=config.keep_best,
+        keep_checkpoints_without_metrics=False,
+    )
+    some = [policies.EveryNSteps(config.keep_every)] if config.keep_every else []
+    return policies.AnyPreservationPolicy([policies.LatestN(config.keep), best, *some])
 
 
 def _all_but_model(state: TrainState) -> dict[str, Any]:

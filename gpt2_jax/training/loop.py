@@ -63,7 +63,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
     """The training loop proper; see `train`."""
     config = run.config
     with (
-        Checkpoints(workdir, config.checkpoint) as checkpoints,
+        Checkpoints(workdir, config.checkpoint, run.tell) as checkpoints,
         stop_signals() as stop,
         Clock(run.tell) as clock,
         contextlib.ExitStack() as resources,

@@ -171,16 +171,27 @@ class CheckpointConfig:
       every: steps between checkpoints, besides the last step and an interruption; 0 saves only then.
       keep: the newest checkpoints that stay, at least two: one may turn out to be damaged.
       keep_best: besides those, the checkpoints with the lowest validation loss that stay.
+      keep_every: besides those, the checkpoints of every so many steps stay, for good; 0: none.
+      on_failure: "stop" ends the run when a checkpoint cannot be saved (a full disk); "go_on" says so and trains on
+        until the next is due. The last of a run has to be saved in any case.
     """
 
     every: int = 500
     keep: int = 2
     keep_best: int = 1
+    keep_every: int = 0
+    on_failure: Literal["stop", "go_on"] = "stop"
 
     def __post_init__(self):
         check(self.every >= 0, "checkpoint.every", self.every, "0 (only at the end) or more")
         check(self.keep >= 2, "checkpoint.keep", self.keep, "at least 2: one may turn out to be damaged")
         check(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "0 or more")
+        check(
+            self.keep_every == 0 or (self.keep_every > 0 and self.every > 0 and self.keep_every % self.every == 0),
+            "checkpoint.keep_every",
+            self.keep_every,
+            f"0 (none) or a multiple of checkpoint.every ({self.every})",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,6 +49,11 @@ class Run:
     def open(cls, options: dict[str, dict[str, Any]], workdir: Path) -> "Run":
         """Checks the options, prepares the data and builds what is jitted; see `train`."""
         unbound = Config.from_dict(options)
+        if unbound.checkpoint.on_failure == "go_on" and jax.process_count() > 1:
+            raise InputError(
+                "checkpoint.on_failure is 'go_on', which one process alone can do: of several, those that could save "
+                "would wait for the one that could not; leave it at 'stop'"
+            )
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
         corpus = open_corpus(unbound, data_folder(unbound, workdir), rows_of(mesh, jax.process_index()), say)

@@ -4,17 +4,22 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from orbax.checkpoint.checkpoint_managers import PreservationContext
 
 from gpt2_jax import InputError
 from gpt2_jax.config import CheckpointConfig, Config, MeshConfig
 from gpt2_jax.sharding import make_mesh, tree_shardings
-from gpt2_jax.training import seal
-from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
+from gpt2_jax.training import checkpoint, seal
+from gpt2_jax.training.checkpoint import Checkpoints, _policy, abstract_state, differences
 from gpt2_jax.training.step import init_state
 
 CONFIG = {"model": {"n_layer": 3}}
@@ -74,6 +79,33 @@ def test_keeping_only_the_newest(tmp_path, state):
     with Checkpoints(tmp_path, CheckpointConfig(keep_best=0)) as checkpoints:
         save(checkpoints, state, [(1, 1.0), (2, 2.0), (3, 3.0)])
         assert checkpoints.steps == [2, 3]
+
+
+def test_some_stay_for_good(tmp_path, state):
+    with Checkpoints(tmp_path, CheckpointConfig(every=2, keep_every=4, keep_best=0)) as checkpoints:
+        save(checkpoints, state, [(step, 1.0) for step in (2, 4, 5, 6, 8, 10, 12, 13)])
+        assert checkpoints.steps == [4, 8, 12, 13]
+    with pytest.raises(InputError, match=r"checkpoint.keep_every is 5; it must be 0 \(none\) or a multiple of .*every"):
+        CheckpointConfig(every=2, keep_every=5)
+
+
+@given(
+    st.lists(st.none() | st.floats(0, 10), min_size=1, max_size=30),
+    st.integers(2, 4), st.integers(0, 3), st.sampled_from([0, 2, 6]),
+)  # fmt: skip
+def test_what_is_deleted_is_never_needed(losses, keep, keep_best, keep_every):
+    """Of saves with these losses, one after another: the newest, the best and the permanent ones are always there."""
+    rule = _policy(CheckpointConfig(every=1, keep=keep, keep_best=keep_best, keep_every=keep_every))
+    there = []
+    for step, loss in enumerate(losses, 1):
+        there.append(SimpleNamespace(step=step, time=None, metrics=None if loss is None else {"val_loss": loss}))
+        keeps = rule.should_preserve(there, context=PreservationContext())
+        there = [info for info, keep in zip(there, keeps, strict=True) if keep]
+        steps = {info.step for info in there}
+        assert steps >= set(range(max(1, step - keep + 1), step + 1))
+        assert steps >= {s for s in range(1, step + 1) if keep_every and s % keep_every == 0}
+        known = sorted(loss for loss in losses[:step] if loss is not None)[:keep_best]
+        assert sorted(losses[s - 1] for s in steps if losses[s - 1] is not None)[: len(known)] == known
 
 
 def test_the_parameters_come_back_alone(tmp_path, state, shapes):
@@ -276,6 +308,25 @@ if sys.argv[1] == "fail":
         except InputError as error:
             print(error)
         disk(resource.RLIM_INFINITY)
+elif sys.argv[1] == "survive":
+    with Checkpoints(folder, CheckpointConfig(on_failure="go_on"), print) as checkpoints:
+        save(1)(checkpoints)
+        wait(checkpoints)
+        disk(50_000)
+        save(2)(checkpoints)
+        save(3)(checkpoints)
+        save(4, "a long tokenizer" * 10_000)(checkpoints)
+        disk(resource.RLIM_INFINITY)
+        save(5)(checkpoints)
+        wait(checkpoints)
+        print(checkpoints.steps, sorted(path.name for path in checkpoints.directory.iterdir()))
+        disk(50_000)
+        save(6)(checkpoints)
+        try:
+            wait(checkpoints)
+        except InputError as error:
+            print(error)
+        disk(resource.RLIM_INFINITY)
 else:
     for name in attempts:
         with Checkpoints(folder / name, CheckpointConfig()) as checkpoints:
@@ -288,17 +339,38 @@ else:
 """
 
 
-def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
-    def process(what):
-        command = [sys.executable, "-c", FULL_DISK, what, str(tmp_path)]
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[-3000:]
-        return result.stdout.strip().splitlines()
+def on_a_full_disk(what, folder):
+    command = [sys.executable, "-c", FULL_DISK, what, str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout.strip().splitlines()
 
-    messages = process("fail")
+
+def test_a_run_may_go_on_without_a_checkpoint(tmp_path):
+    *told, steps, end = on_a_full_disk("survive", tmp_path)
+    assert len(told) == 3, told
+    for step, line in enumerate(told, 2):
+        assert line.startswith(f"could not save the checkpoint of step {step} to ")
+        assert "File too large; steps 1 are untouched: training goes on, and saves the next that is due" in line
+    assert steps == "[1, 5] ['1', '5']"
+    assert "could not save the checkpoint of step 6 to" in end and "make room and run the same command again" in end
+
+
+def test_a_slow_disk_is_told_of(tmp_path, state, monkeypatch):
+    plain, told = seal.seal, []
+    monkeypatch.setattr(seal, "seal", lambda folder: (time.sleep(0.5), plain(folder)))
+    monkeypatch.setattr(checkpoint, "SLOW", 0.1)
+    with Checkpoints(tmp_path, CheckpointConfig(), told.append) as checkpoints:
+        save(checkpoints, state, [(1, 1.0)])
+        save(checkpoints, state, [(2, 1.0), (3, 1.0)])
+    assert len(told) == 1 and told[0].startswith("the checkpoint of step 3 waited ")
+    assert told[0].endswith("for the one before it to be written: the disk is slow for a checkpoint.every of 500")
+
+
+def test_a_full_disk_is_named_and_costs_nothing(tmp_path):
+    messages = on_a_full_disk("fail", tmp_path)
     assert len(messages) == 5
     for message in messages:
-        assert message.startswith("could not save ")
+        assert message.startswith("could not save the checkpoint of step 2 to ")
         assert "File too large; steps 1 are untouched: make room and run the same command again" in message
-    assert "the checkpoint of step 3 (or the one before it)" in messages[1]
-    assert process("go on") == ["[1] [1, 2]"] * 5
+    assert on_a_full_disk("go on", tmp_path) == ["[1] [1, 2]"] * 5
