@@ -16,7 +16,7 @@ from gpt2_jax.data.corpus import Batches
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import num_parameters
 from gpt2_jax.sharding import global_batch
-from gpt2_jax.training import metrics
+from gpt2_jax.training import metrics, out_of_memory
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
@@ -51,12 +51,14 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
 
     Raises:
       InputError: bad options or data, a checkpoint of another config, another run in this workdir, a loss that is not
-        finite, a full disk.
+        finite, a full disk, a step that needs more memory than there is.
     """
     Config.from_dict(options)  # finds what is misspelt before anything is made
     keep_freed_memory()  # before JAX is asked for anything
     with claimed(workdir), log_to(workdir / "train.log"):
-        return run_steps(Run.open(options, workdir), workdir)
+        run = Run.open(options, workdir)
+        with out_of_memory.explained(run.config, run.program):
+            return run_steps(run, workdir)
 
 
 def run_steps(run: Run, workdir: Path) -> Outcome:

@@ -28,14 +28,18 @@ def claimed(workdir: Path) -> Iterator[None]:
     Raises:
       InputError: it cannot be made or written to, or another run is going on in it.
     """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.WARNING)  # JAX, asked for the first time, tells of each kind of device not there
+    index, count = jax.process_index(), jax.process_count()
+    logging.set_verbosity(verbosity)
     with contextlib.ExitStack() as resources:
         failure = None
-        if jax.process_index() == 0:
+        if index == 0:
             try:
                 resources.enter_context(_locked(workdir))
             except InputError as error:
                 failure = error
-        if jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.bool_(failure is not None)):
+        if count > 1 and multihost_utils.broadcast_one_to_all(np.bool_(failure is not None)):
             raise failure or InputError(f"the workdir {workdir} is not to be had, as process 0 tells")
         if failure:
             raise failure

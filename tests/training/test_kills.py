@@ -73,8 +73,8 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, road):
 
         (tmp_path / "tokenizer.json").write_text(train_characters([TEXT]).to_json())
     (tmp_path / "corpus").mkdir()
-    for i in range(40):
-        (tmp_path / "corpus" / f"{i}.txt").write_text(TEXT * 4 + "its"[i % 3] * (i % 7))
+    for i in range(12):  # 11 steps an epoch
+        (tmp_path / "corpus" / f"{i}.txt").write_text(TEXT * 2 + "its"[i % 3] * (i % 7))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "XLA_FLAGS": ""}
     command, pipe = [sys.executable, __file__, str(tmp_path)], subprocess.PIPE
     with (
