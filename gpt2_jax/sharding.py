@@ -168,5 +168,9 @@ def on_mesh(mesh: Mesh, function: Callable) -> Callable:
 
 def on_one_device(tree: Any, mesh: Mesh) -> Any:
     """A copy of a sharded tree on this process's first device; every process of the mesh must call it."""
-    replicated = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))(tree)
+    replicated = jax.jit(_itself, out_shardings=NamedSharding(mesh, P()))(tree)
     return jax.tree.map(lambda x: x.addressable_data(0), replicated)
+
+
+def _itself(tree: Any) -> Any:
+    return tree  # one function, so that it is compiled once
