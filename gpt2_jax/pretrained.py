@@ -1,5 +1,6 @@
 """What `gpt2_jax.load` opens and `gpt2_jax.save` writes: training runs, folders of GPT-2's files, the hub."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -172,13 +173,16 @@ def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetens
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"could not make the folder {folder}: {error.strerror}; give another") from None
-    weights.save(lm.model, folder, format)
-    _write_json(folder / "config.json", _config_json(lm))
     end = {"bos_token_id": lm.tokenizer.end_of_text, "eos_token_id": lm.tokenizer.end_of_text}
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **end})
-    for name, content in _tokenizer_files(lm).items():
-        with writing(folder / name) as stream:
-            stream.write(content.encode())
+    others = {
+        "config.json": _json(_config_json(lm)),
+        "generation_config.json": _json({"_from_model_config": True, **end}),
+        **_tokenizer_files(lm),
+    }
+    with contextlib.ExitStack() as files:
+        for name, content in others.items():
+            files.enter_context(writing(folder / name)).write(content.encode())
+        weights.save(lm.model, folder, format)  # and the others, all on disk by now, get their names right after it
     return folder
 
 
@@ -220,6 +224,5 @@ def _tokenizer_files(lm: LanguageModel) -> dict[str, str]:
     return files
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    with writing(file) as stream:
-        stream.write((json.dumps(content, indent=2) + "\n").encode())
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

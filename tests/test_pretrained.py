@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -284,6 +285,40 @@ def test_a_full_disk_leaves_the_old_files(folder, lm):
             ": File too large; make room, or give another folder"
         )
     assert contents(folder) == before
+
+
+KILLED = """
+import os, signal, sys
+import gpt2_jax
+
+lm = gpt2_jax.load(sys.argv[1])
+replace, left = os.replace, int(sys.argv[3])
+
+def dying(*paths):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    replace(*paths)
+
+os.replace = dying
+gpt2_jax.save(lm, sys.argv[2])
+"""
+
+
+def test_a_killed_export_is_refused_or_the_old_one_and_the_next_is_whole(original, lm, tmp_path):
+    for names in (0, 1):  # of files, that were given before the kill
+        folder = tmp_path / str(names)
+        assert python("-c", KILLED, original, folder, names).returncode == -signal.SIGKILL
+        with pytest.raises(InputError, match=r"has no model\.safetensors|come with|came with"):
+            gpt2_jax.load(folder)
+        assert python("-c", KILLED, original, folder, 100).returncode == 0
+        assert contents(folder) == contents(original)
+    other = gpt2_jax.save(make_lm(train_characters([TEXT])), tmp_path / "other")
+    before = contents(other)
+    assert python("-c", KILLED, original, other, 0).returncode == -signal.SIGKILL
+    assert {name: data for name, data in contents(other).items() if not name.startswith(".")} == before
+    gpt2_jax.load(other)
 
 
 def test_folders_that_cannot_be_written_to(lm, tmp_path):
