@@ -263,6 +263,27 @@ def test_differences_name_what_a_resumed_run_may_not_change():
     ]
 
 
+def test_every_option_may_or_may_not_change_when_a_run_goes_on():
+    """The table in the README, option by option: one that is new may not, until it is known to be harmless."""
+    saved = Config.from_dict({}).to_dict()
+    may = set()
+    for group, options in saved.items():
+        for option in options:
+            changed = saved | {group: options | {option: "something else"}}
+            if not differences(saved, changed):
+                may.add(f"{group}.{option}")
+    whole = ("evaluation", "checkpoint", "mesh", "distributed", "profile")
+    assert may == {
+        *(f"{group}.{option}" for group in whole for option in saved[group]),
+        *(f"optimizer.{option}" for option in saved["optimizer"] if option not in ("name", "moments_dtype")),
+        *(f"training.{option}" for option in ("steps", "accumulation_steps", "loss_chunks", "log_every")),
+        *(f"training.sample_{option}" for option in ("every", "prompt", "tokens")),
+        *(f"model.{option}" for option in ("dtype", "attention", "remat", "scan_unroll")),
+        *(f"data.{option}" for option in ("prepared", "fill_prepared", "accept_changes")),
+        *(f"data.{option}" for option in ("retries", "encoder", "workers")),
+    }
+
+
 # A limit on the size of files stands for a full disk: Python ignores the signal, and writes fail. As for a user, what
 # failed is opened again by another process: in the same one, threads of the failed save may still be writing.
 FULL_DISK = """

@@ -27,6 +27,7 @@ POINTS = [
     *[("step", 3), ("half a line", 3), ("validation", 2), ("restore", 1), ("save", 2), ("sealing", 2), ("sealed", 2)],
     *[("named", 2), ("deletion", 1), ("step", 5), ("half a line", 8), ("deletion", 2), ("seconds", 1.0)],
 ]
+ENDS = [("last save", 1), ("plot", 1)]  # of a run that goes on to its last step
 KILLS = int(os.environ.get("GPT2_JAX_KILLS", "0"))  # more points, drawn at random
 
 
@@ -36,7 +37,7 @@ def points():
         ("seconds", draw.uniform(0.2, 4.0)) if i % 2 else (draw.choice(kinds), draw.randrange(1, 5))
         for i in range(KILLS - len(POINTS))
     ]
-    return [*POINTS, *more]
+    return [*POINTS, *more, *ENDS]
 
 
 def options(folder, road):
@@ -89,7 +90,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path, road):
 
         assert attempt("straight", "never", 0) == "done", (tmp_path / "log").read_text()[-5000:]
         ends = {}
-        for event, count in points() if road == "prepared" else points()[2:12]:
+        for event, count in points() if road == "prepared" else points()[2:12] + ENDS:
             ends[event, count] = attempt("killed", event, count)
         assert attempt("killed", "never", 0) == "done", (tmp_path / "log").read_text()[-5000:]
         server.stdin.close()
@@ -154,6 +155,15 @@ def kill_at(event, count):
     seal._flush_folder = lambda folder: (plain(folder), folder.name == "checkpoints" and happens("named"))
     before(run.Run, "validate", "validation")
     after(Checkpoints, "restore", "restore")
+    before(loop.plots, "perplexity_curve", "plot")
+    save = Checkpoints.save
+
+    def save_and_perhaps_die(checkpoints, state, *rest):
+        save(checkpoints, state, *rest)
+        if int(state.step) == STEPS:
+            happens("last save")
+
+    Checkpoints.save = save_and_perhaps_die
     delete_steps = deleter.StandardCheckpointDeleter.delete_steps
 
     def delete(self, steps):
