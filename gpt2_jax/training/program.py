@@ -62,7 +62,10 @@ class Program:
         init = functools.partial(init_state, model, tx, training.seed)
         shapes = jax.eval_shape(init)
         shardings = tree_shardings(shapes, mesh)
-        train_step = make_train_step(tx, schedule, accumulation_steps=parts, loss_chunks=chunks)
+        shifts = [step for step, _ in config.data.reweighing[1:]]
+        train_step = make_train_step(
+            tx, schedule, accumulation_steps=parts, loss_chunks=chunks, guard=config.guard, shifts=shifts
+        )
         return cls(
             mesh=mesh,
             model=model,
