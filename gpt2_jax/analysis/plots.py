@@ -22,7 +22,7 @@ def perplexity_curve(metrics: Path, picture: Path) -> None:
         ("train_loss", "training", {"color": "#9ecae1", "linewidth": 1}),
         ("val_loss", "validation", {"color": "#08519c", "linewidth": 2, "marker": "o", "markersize": 4}),
     ):
-        points = [(line["step"], math.exp(line[name])) for line in lines if name in line]
+        points = [(line["step"], math.exp(min(line[name], 700.0))) for line in lines if name in line]
         if points:
             axes.plot(*zip(*points), label=label, **style)
             if name == "val_loss":

@@ -1,12 +1,13 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, sealed by checksums; the newest and the best are kept.
 
-`<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key),
-`config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on streamed text a
-fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`). `manifest.json` has the checksums of all
-files (see seal.py), and is compared with them before anything is read.
+`<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key, what
+the guard knows), `config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on
+streamed text a fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`). `manifest.json` has the
+checksums of all files (see seal.py), and is compared with them before anything is read.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from gpt2_jax.data.options import with_defaults
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2
 from gpt2_jax.training import seal
+from gpt2_jax.training.guard import GuardState
 from gpt2_jax.training.step import TrainState
 
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
@@ -32,7 +34,7 @@ FREE = (
     *("model.dtype", "model.attention", "model.remat", "model.scan_unroll", "training.loss_chunks", "mesh."),
     *("training.accumulation_steps", "training.steps", "training.log_every", "training.sample_", "optimizer."),
     *("evaluation.", "checkpoint.", "distributed.", "profile.", "data.retries", "data.encoder", "data.workers"),
-    *("data.prepared", "data.fill_prepared", "data.accept_changes"),
+    *("data.prepared", "data.fill_prepared", "data.accept_changes", "guard."),
 )
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
@@ -156,6 +158,26 @@ class Checkpoints:
             self._manager.reload()
         return found
 
+    def find_to_roll_back(self, newest: int, every: int, tell: Callable[[str], None]) -> int | None:
+        """The newest step up to `newest` that is not damaged, for all processes of a run; None if there is none.
+
+        What an interruption saved, between the steps that are saved `every` so many, comes last: a run that was
+        interrupted is to go back as far as one that was not.
+        """
+        found = -1
+        if jax.process_index() == 0:
+            regular = lambda step: every == 0 or step % every == 0
+            steps = [step for step in self.steps if step <= newest]
+            for step in sorted(steps, key=lambda step: (regular(step), step), reverse=True):
+                what = seal.damage(self.directory / str(step), TO_GO_ON)
+                if not what:
+                    found = step
+                    break
+                tell(f"the checkpoint of step {step} in {self.directory} is damaged ({what})")
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+        return None if found < 0 else found
+
     def _put_aside(self, step: int) -> Path:
         folder = self.directory.parent / "damaged"
         folder.mkdir(exist_ok=True)
@@ -212,12 +234,19 @@ class Checkpoints:
         return self._manager.restore(step, args=items).model
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The whole state, bit for bit, into the shapes and shardings of `abstract`."""
+        """The whole state, bit for bit, into the shapes and shardings of `abstract`.
+
+        In one that was saved before there was a guard, the guard knows nothing.
+        """
+        training, new = _all_but_model(abstract), {}
+        if seal.format_of(self.directory / str(step)) < 2:
+            shardings = jax.tree.map(lambda x: x.sharding, training.pop("guard"))
+            new["guard"] = jax.jit(functools.partial(GuardState.fresh, step), out_shardings=shardings)()
         items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(_all_but_model(abstract))
+            model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(training)
         )
         restored = self._manager.restore(step, args=items)
-        return TrainState(model=restored.model, **restored.training)
+        return TrainState(model=restored.model, **restored.training, **new)
 
     @contextmanager
     def _failures_explained(self, step: int | None) -> Iterator[None]:
@@ -238,7 +267,7 @@ class Checkpoints:
 
 
 def _all_but_model(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key, "guard": state.guard}
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -178,8 +178,8 @@ def test_what_is_not_a_checkpoint_is_passed_over(tmp_path, two):
 def test_a_checkpoint_of_a_newer_format_is_named(tmp_path, two):
     shutil.copytree(two, tmp_path / "run")
     metadata = tmp_path / "run" / "checkpoints" / "2" / seal.METADATA
-    metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 2').replace('"format":1', '"format":2'))
-    newer = pytest.raises(InputError, match="its format is 2, and this version of gpt2_jax reads up to 1")
+    metadata.write_text(metadata.read_text().replace('"format": 2', '"format": 3').replace('"format":2', '"format":3'))
+    newer = pytest.raises(InputError, match="its format is 3, and this version of gpt2_jax reads up to 2")
     with Checkpoints(tmp_path / "run") as checkpoints, newer:
         checkpoints.find(2)
 
