@@ -1,0 +1,365 @@
+"""Bad numbers, made at chosen steps by a loss that looks at the batch: skipped, jumped over, at last written down."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from short_runs import run, use_devices
+
+from gpt2_jax import InputError
+from gpt2_jax.config import CheckpointConfig, GuardConfig, MeshConfig
+from gpt2_jax.sharding import make_mesh, tree_shardings
+from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.training import checkpoint, loop, seal
+from gpt2_jax.training import run as parts
+from gpt2_jax.training import step as steps
+from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.guard import GuardState, judge
+from gpt2_jax.training.step import init_state
+
+NAN, SPIKE = 0, 1  # the position that such a batch does not count
+TEXT = "it was the best of times, it was the worst of times; "
+GUARD = GuardConfig(window=4, skips=2)
+
+
+def harm(batch, how):
+    mask = np.asarray(batch["mask"]).copy()
+    mask[:, how] = False
+    return {**batch, "mask": mask}
+
+
+@pytest.fixture(autouse=True)
+def bad_batches(monkeypatch):
+    """The loss of a batch from `harm` is not finite, or a thousand times too large; that of others is as ever."""
+    plain = steps.sum_of_losses
+
+    def sum_of_losses(model, batch, **options):
+        factor = jnp.where(batch["mask"][:, SPIKE].any(), 1.0, 1000.0)
+        return plain(model, batch, **options) * jnp.where(batch["mask"][:, NAN].any(), factor, jnp.nan)
+
+    monkeypatch.setattr(steps, "sum_of_losses", sum_of_losses)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+
+
+# The first rung
+
+
+def values_of(guard, values, config, **options):
+    """(which of these losses are skipped, what the guard knows after them)."""
+    skipped = []
+    for step, value in enumerate(values):
+        good, guard = judge(guard, jnp.int32(step), jnp.float32(value), jnp.float32(1), config, **options)
+        skipped += [] if good else [step]
+    return skipped, guard
+
+
+def test_the_statistics_are_those_of_numpy_and_then_forget():
+    values = np.random.default_rng(0).normal(4.0, 0.5, 40)
+    for count in (1, 2, 7, 10):
+        _, guard = values_of(GuardState.fresh(), values[:count], GuardConfig(window=10, sigmas=100.0))
+        np.testing.assert_allclose(guard.mean, [values[:count].mean(), 1], rtol=1e-6)
+        np.testing.assert_allclose(guard.variance, [values[:count].var(), 0], rtol=1e-5, atol=1e-7)
+    mean, variance = values[:10].mean(), values[:10].var()
+    for value in values[10:]:
+        away = value - mean
+        mean, variance = mean + away / 10, 0.9 * (variance + away**2 / 10)
+    _, guard = values_of(GuardState.fresh(), values, GuardConfig(window=10, sigmas=100.0))
+    np.testing.assert_allclose([guard.mean[0], guard.variance[0]], [mean, variance], rtol=1e-5)
+    assert guard.count == 40
+
+
+def test_what_is_skipped():
+    usual, config = [4.0, 4.2] * 4, GuardConfig(window=8, sigmas=6.0)
+    skips = lambda values, **options: values_of(GuardState.fresh(), values, config, **options)[0]
+    assert skips([*usual, 4.65]) == skips([*usual, 0.0]) == [] and skips([*usual, 4.75]) == [8]
+    assert skips([4.0, 4.2, 400.0, 4.1]) == []  # the window is not full
+    assert skips([4.0, np.nan, np.inf, 1e30, 4.0]) == [1, 2, 3]  # which needs no window
+    assert skips([*usual, 9.0, 9.0], shifts=[8]) == [] and skips([*usual, 9.0, 9.0], shifts=[7]) == []
+    _, guard = values_of(GuardState.fresh(), [*usual, np.nan, 50.0], config)
+    _, before = values_of(GuardState.fresh(), usual, config)
+    equal(guard, before._replace(row=2, skipped=2, missed=2))
+    assert before.good == 8 and values_of(GuardState.fresh(), [*usual, np.nan, 4.1], config)[1].row == 0
+
+
+BATCHES = [
+    {"tokens": np.random.default_rng(i).integers(0, 101, (8, 17)).astype(np.int32), "mask": np.ones((8, 16), bool)}
+    for i in range(6)
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"devices": jax.devices()[:1]}, {"devices": jax.devices()[:1], "accumulation_steps": 2},
+     {"mesh": MeshConfig(2, 2, 2), "accumulation_steps": 2}],
+    ids=["one device", "accumulation", "mesh"],
+)  # fmt: skip
+def test_the_guard_changes_no_bit_of_a_healthy_run(tiny, options):
+    config = dataclasses.replace(tiny, n_layer=1, resid_pdrop=0.1)
+    on = run(config, BATCHES, guard=GuardConfig(window=2, sigmas=1e6), **options)
+    off = run(config, BATCHES, **options)
+    np.testing.assert_array_equal(on[0], off[0])
+    equal(on[1]._replace(guard=()), off[1]._replace(guard=()))
+    assert on[1].guard.count == 6 and off[1].guard.count == 0 and on[1].guard.skipped == 0
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(2, 2, 2), None], ids=["mesh", "one device"])
+def test_a_skipped_step_leaves_no_trace_but_its_number(tiny, mesh):
+    """Not in the moments and the schedule of the optimizer either: as if the batch had never been."""
+    config, where = dataclasses.replace(tiny, n_layer=1), {"mesh": mesh} if mesh else {"devices": jax.devices()[:1]}
+    bad = [*BATCHES[:4], harm(BATCHES[4], NAN), harm(BATCHES[4], SPIKE), *BATCHES[4:]]
+    curve, state = run(config, bad, guard=GUARD, **where)
+    without, expected = run(config, BATCHES, guard=GUARD, **where)
+    assert np.isnan(curve[4]).all() and (curve[5] > 100 * curve[3]).all()
+    np.testing.assert_array_equal(np.delete(curve, [4, 5], axis=0), without)
+    equal((state.model, state.opt_state), (expected.model, expected.opt_state))
+    assert (state.step, state.guard.skipped, state.guard.row, state.guard.good) == (8, 2, 0, 8)
+
+
+# Whole runs
+
+
+class Harmed:
+    """Batches of a run, those of some steps harmed; `at(step)` is called before each."""
+
+    def __init__(self, of, step, harms, at):
+        self._of, self._step, self._harms, self._at = of, step, harms, at
+
+    def __next__(self):
+        self._step += 1
+        self._at(self._step)
+        batch = next(self._of)
+        return harm(batch, self._harms[self._step]) if self._step in self._harms else batch
+
+    def __getattr__(self, name):
+        return getattr(self._of, name)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    train_characters([TEXT]).save(folder / "tokenizer.json")
+    for i in range(20):
+        (folder / f"{i}.txt").write_text(TEXT * 4 + "its"[i % 3] * (i % 7))
+    return folder
+
+
+@pytest.fixture
+def train(corpus, monkeypatch, capfd):
+    """`train(workdir, harms)` -> (outcome, what it said); a run of one layer on one device."""
+
+    def train(workdir, harms, at=lambda step: None, road="prepared", every=4, **groups):
+        options = {
+            "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 0, "resid_pdrop": 0.1},
+            "data": {
+                "source": "files", "paths": str(corpus / "*.txt"), "tokenizer": str(corpus / "tokenizer.json"),
+                "validation_fraction": 0.2, "road": road, "prepared": str(corpus / "data"),
+            },
+            "optimizer": {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "warmup_steps": 2},
+            "training": {"steps": 14, "batch_size": 4, "log_every": 1, "sample_tokens": 0},
+            "evaluation": {"every": 3, "windows": 4},
+            "checkpoint": {"every": every},
+            "guard": {"window": 4, "skips": 2},
+        }  # fmt: skip
+        options = {name: group | groups.get(name, {}) for name, group in options.items()}
+        plain = parts.Run.batches
+        with monkeypatch.context() as patch:
+            use_devices(patch, jax.devices()[:1])
+            patch.setattr(
+                parts.Run, "batches", lambda self, step, *rest: Harmed(plain(self, step, *rest), step, harms, at)
+            )
+            capfd.readouterr()
+            return loop.train(options, workdir), capfd.readouterr().out
+
+    return train
+
+
+def lines(workdir, *names):
+    """{step: its values of these names} of all lines that have the first; one that is there twice is an error."""
+    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in found if names[0] in line]
+    assert len({line["step"] for line in found}) == len(found)
+    return {line["step"]: [line.get(name) for name in names] for line in found}
+
+
+def arrays(workdir):
+    """All arrays of the last checkpoint."""
+    with Checkpoints(workdir) as checkpoints:
+        folder = workdir / "checkpoints" / str(checkpoints.find())
+    with ocp.StandardCheckpointer() as reader:
+        return [np.asarray(x) for x in jax.tree.leaves([reader.restore(folder / i) for i in ("model", "training")])]
+
+
+def assert_equal_runs(workdir, other):
+    for names in (["learning_rate", "train_loss", "grad_norm", "skipped_steps", "rollbacks"], ["val_loss"]):
+        assert lines(workdir, *names) == lines(other, *names)
+    equal(arrays(workdir), arrays(other))
+
+
+def stop_at(number, signal_number=signal.SIGTERM):
+    """As a preemption, or (None) as a process that dies without a word."""
+
+    def at(step):
+        if step == number and signal_number is None:
+            raise MemoryError
+        if step == number:
+            os.kill(os.getpid(), signal_number)
+
+    return at
+
+
+def test_skipped_steps_are_told_and_counted(tmp_path, train):
+    outcome, said = train(tmp_path / "run", {3: NAN, 7: SPIKE})
+    assert outcome.step == 14 and np.isfinite(outcome.val_loss)
+    assert "step      3  skipped, 1 in a row: loss nan, gradient norm nan\n" in said
+    assert "step      7  skipped, 1 in a row: loss " in said and " (usually " in said and "rolled back" not in said
+    found = lines(tmp_path / "run", "skipped_steps", "rollbacks", "train_loss", "learning_rate")
+    assert list(found) == [*range(1, 15)]
+    assert [skipped for skipped, *_ in found.values()] == [0] * 2 + [1] * 4 + [2] * 8
+    assert found[3][2] is None and found[7][2] > 1000
+    assert found[3][3] == found[4][3] and found[4][3] != found[5][3]  # that of the updates, not of the steps
+
+    # Stopped between two skips, and dead after them: as if nothing had been.
+    for name, at in (("stopped", stop_at(6)), ("dead", stop_at(8, None))):
+        try:
+            outcome, _ = train(tmp_path / name, {3: NAN, 7: SPIKE}, at)
+            assert outcome.signal == signal.SIGTERM
+        except MemoryError:
+            assert name == "dead"
+        assert train(tmp_path / name, {3: NAN, 7: SPIKE})[0].step == 14
+        assert_equal_runs(tmp_path / name, tmp_path / "run")
+
+
+@pytest.mark.parametrize("road", ["prepared", "stream"])
+def test_a_roll_back_jumps_over_the_batches(tmp_path, train, road):
+    """Steps 7 and 8 are skipped, 9 runs by the time that this is known; no checkpoint is made of 8."""
+    harms = {7: SPIKE, 8: NAN}
+    outcome, said = train(tmp_path / "run", harms, road=road)
+    assert outcome.step == 14
+    assert (
+        "step      9  rolled back (1 of 2): it goes on with the parameters and the optimizer of step 4, and with the "
+        "text after step 9\n"
+    ) in said
+    assert said.count("training step traced and compiled") == 1
+    found = lines(tmp_path / "run", "rollbacks", "skipped_steps", "learning_rate")
+    assert list(found) == [*range(1, 15)]
+    assert [values[:2] for values in found.values()] == [[0, 0]] * 6 + [[0, 1], [0, 2], [0, 2]] + [[1, 2]] * 5
+    assert found[10][2] == found[5][2] != found[9][2]
+    losses = lines(tmp_path / "run", "val_loss")
+    assert losses[9] == losses[4] != losses[6] and losses[12] != losses[9]
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert 8 not in checkpoints.steps and checkpoints.steps[-2:] == [12, 14]
+
+    # Stopped where a row is open, where it is full, and after the roll-back; dead after that, and after a checkpoint.
+    ends = {7: signal.SIGTERM, 8: signal.SIGTERM, 10: signal.SIGTERM, 11: None, 13: None}
+    for number in [*ends] if road == "prepared" else [10, 13]:
+        try:
+            train(tmp_path / "again", harms, stop_at(number, ends[number]), road=road)
+        except MemoryError:
+            assert ends[number] is None
+    assert train(tmp_path / "again", harms, road=road)[0].step == 14
+    assert_equal_runs(tmp_path / "again", tmp_path / "run")
+
+
+def test_without_a_checkpoint_it_begins_again_on_other_text(tmp_path, train):
+    outcome, said = train(tmp_path / "run", {1: NAN, 2: NAN})
+    assert outcome.step == 14 and "it goes on with the initial parameters, and with the text after step 3\n" in said
+    losses = lines(tmp_path / "run", "val_loss")
+    assert losses[3] == losses[0] and losses[14] < losses[0]
+    found = lines(tmp_path / "run", "learning_rate")
+    assert found[4] == found[1]
+
+
+def test_each_roll_back_goes_further_and_then_it_stops(tmp_path, train, capfd):
+    harms = dict.fromkeys(range(9, 30), NAN)
+    folder = tmp_path / "run" / "bad_numbers" / "step-16"
+    message = (
+        r"stopped at step 16: 2 steps in a row were skipped, and going back to a checkpoint has been tried 2 times of "
+        rf"guard.rollbacks \(2\); loss nan, gradient norm nan. The batch and all numbers are in {folder}, and the "
+        r"checkpoints are untouched: look at that text, then run again with a lower optimizer.learning_rate \(0.01\) "
+        r"or a longer optimizer.warmup_steps \(2\), or, if such numbers are nothing unusual, a higher guard.sigmas \(6.0\)"
+    )
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "run", harms, training={"steps": 30}, guard={"window": 128}, evaluation={"every": 100})
+    said = capfd.readouterr().out
+    assert "step     11  rolled back (1 of 2): it goes on with the parameters and the optimizer of step 8," in said
+    assert "step     14  rolled back (2 of 2): it goes on with the parameters and the optimizer of step 4," in said
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps == [4, 8]
+    numbers = json.loads((folder / "report.json").read_text())
+    assert numbers["why"] == "2 steps in a row were skipped" and numbers["loss"] == numbers["grad_norm"] == "nan"
+    assert (numbers["skipped_steps"], numbers["skipped_in_a_row"], numbers["rollbacks"]) == (8, 2, 2)
+    assert numbers["options"] == {"window": 128, "sigmas": 6.0, "skips": 2, "rollbacks": 2}
+    assert (
+        numbers["usual"]["steps"] == 4 and 0 < numbers["usual"]["loss"]["deviation"] < numbers["usual"]["loss"]["mean"]
+    )
+    with np.load(folder / "batch.npz") as batch:
+        assert batch["tokens"].shape == (4, 17) and not batch["mask"][:, NAN].any() and batch["mask"][:, 2].all()
+
+    # The same once more, unless an option has changed: all of the guard's may.
+    with pytest.raises(InputError, match="stopped at step 16"):
+        train(tmp_path / "run", harms, training={"steps": 30}, evaluation={"every": 100})
+    with pytest.raises(InputError, match="the loss of step 9 is nan; the checkpoints from before it are untouched"):
+        train(tmp_path / "run", harms, training={"steps": 30}, guard={"skips": 0}, evaluation={"every": 100})
+    more = {"window": 2, "sigmas": 9.0, "skips": 100, "rollbacks": 0}
+    assert train(tmp_path / "run", harms, training={"steps": 18}, guard=more)[0].step == 18
+    with pytest.raises(InputError, match=r"has been tried 0 times of guard.rollbacks \(0\)"):
+        train(tmp_path / "run", harms, training={"steps": 30}, guard={"rollbacks": 0})
+
+
+def test_a_validation_loss_that_is_not_finite_goes_back_too(tmp_path, train, monkeypatch):
+    plain, calls = parts.Run.validate, iter(range(100))
+    monkeypatch.setattr(parts.Run, "validate", lambda *of: plain(*of) if next(calls) != 4 else float("nan"))
+    outcome, said = train(tmp_path / "run", {})
+    assert outcome.step == 14
+    assert "step      8  rolled back (1 of 2: the validation loss is nan): it goes on with the parameters" in said
+    losses = lines(tmp_path / "run", "val_loss")
+    assert losses[8] == losses[4]
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.steps[-1] == 14
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_checkpoints_from_before_the_guard_go_on(tmp_path, train, monkeypatch, number):
+    outcome, _ = train(tmp_path / "straight", {}, training={"steps": 8})
+    plain = checkpoint._all_but_model
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            checkpoint, "_all_but_model", lambda state: {k: v for k, v in plain(state).items() if k != "guard"}
+        )
+        patch.setattr(seal, "FORMAT", number)
+        train(tmp_path / "run", {}, stop_at(5), training={"steps": 8})
+    assert "guard" not in (tmp_path / "run" / "checkpoints" / "5" / "training" / "_METADATA").read_text()
+    assert train(tmp_path / "run", {}, training={"steps": 8})[0].step == 8
+    assert lines(tmp_path / "run", "train_loss") == lines(tmp_path / "straight", "train_loss")
+    # What it cannot know is how large numbers were; but it goes back no further than it must.
+    outcome, said = train(tmp_path / "run", {9: NAN, 10: NAN})
+    assert outcome.step == 14 and "the parameters and the optimizer of step 8," in said
+
+
+def test_which_checkpoint_is_gone_back_to(tmp_path, tiny):
+    config = dataclasses.replace(tiny, n_layer=1)
+    init = functools.partial(init_state, config, steps.optax.identity(), 0)
+    state = jax.jit(init, out_shardings=tree_shardings(jax.eval_shape(init), make_mesh(MeshConfig())))()
+    told = []
+    with Checkpoints(tmp_path, CheckpointConfig(keep=9)) as checkpoints:
+        find = lambda newest, every: checkpoints.find_to_roll_back(newest, every, told.append)
+        assert find(9, 4) is None
+        for step in (4, 8, 9):
+            checkpoints.save(state._replace(step=jnp.full_like(state.step, step)), {}, "", None)
+        checkpoints.wait()
+        assert (find(10, 4), find(10, 0), find(7, 4), find(3, 4), find(10, 9), find(10, 5)) == (8, 9, 4, None, 9, 9)
+        (tmp_path / "checkpoints" / "8" / seal.MANIFEST).unlink()
+        assert find(10, 4) == 4
+        assert told[0].startswith(
+            f"the checkpoint of step 8 in {tmp_path / 'checkpoints'} is damaged (manifest.json is"
+        )
