@@ -40,6 +40,7 @@ FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another o
 
 TO_READ = ("model", "config", "tokenizer")  # items that make a language model
 TO_GO_ON = (*TO_READ, "training")
+NOTHING, ALL_DAMAGED = -1, -2  # instead of a step, among processes
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
 
@@ -59,6 +60,8 @@ class Checkpoints:
         keep = config and policies.AnyPreservationPolicy(
             [
                 policies.LatestN(config.keep),
+                # Besides what interruptions saved: a run goes back to the same ones, see `find_to_roll_back`.
+                *([policies.EveryNSteps(config.every, max_to_keep=config.keep)] if config.every else []),
                 policies.BestN(
                     get_metric_fn=lambda metrics: metrics["val_loss"],
                     reverse=True,
@@ -159,24 +162,32 @@ class Checkpoints:
         return found
 
     def find_to_roll_back(self, newest: int, every: int, tell: Callable[[str], None]) -> int | None:
-        """The newest step up to `newest` that is not damaged, for all processes of a run; None if there is none.
+        """The newest step up to `newest` that is not damaged, for all processes of a run; None if nothing is saved yet.
 
-        What an interruption saved, between the steps that are saved `every` so many, comes last: a run that was
-        interrupted is to go back as far as one that was not.
+        What an interruption saved, between the steps that are saved `every` so many, comes after those: a run that was
+        interrupted is to go back as far as one that was not. Where all are newer the oldest has to do.
+
+        Raises:
+          InputError: all are damaged.
         """
-        found = -1
+        found = NOTHING
         if jax.process_index() == 0:
-            regular = lambda step: every == 0 or step % every == 0
-            steps = [step for step in self.steps if step <= newest]
-            for step in sorted(steps, key=lambda step: (regular(step), step), reverse=True):
-                what = seal.damage(self.directory / str(step), TO_GO_ON)
-                if not what:
+            before = [step for step in self.steps if step <= newest]
+            before.sort(key=lambda step: (every == 0 or step % every == 0, step), reverse=True)
+            for step in [*before, *(step for step in self.steps if step > newest)]:
+                if not (what := seal.damage(self.directory / str(step), TO_GO_ON)):
                     found = step
                     break
                 tell(f"the checkpoint of step {step} in {self.directory} is damaged ({what})")
+                found = ALL_DAMAGED
         if jax.process_count() > 1:
             found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
-        return None if found < 0 else found
+        if found == ALL_DAMAGED:
+            raise InputError(
+                f"{self.directory} has no checkpoint to go back to that is not damaged: bring back a copy of one, or "
+                "train anew in another --workdir"
+            )
+        return None if found == NOTHING else found
 
     def _put_aside(self, step: int) -> Path:
         folder = self.directory.parent / "damaged"

@@ -169,7 +169,8 @@ class CheckpointConfig:
 
     Attributes:
       every: steps between checkpoints, besides the last step and an interruption; 0 saves only then.
-      keep: the newest checkpoints that stay, at least two: one may turn out to be damaged.
+      keep: the newest checkpoints that stay, at least two: one may turn out to be damaged. As many of `every` so many
+        steps do, where the newest are of interruptions.
       keep_best: besides those, the checkpoints with the lowest validation loss that stay.
     """
 
