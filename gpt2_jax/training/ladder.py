@@ -66,11 +66,12 @@ class Ladder:
             for name, value in (("loss", done.values["loss"]), ("gradient norm", done.values["grad_norm"])):
                 check_finite(name, float(value), done.step, self._run.config)
         row = int(done.values["guard"].row)
-        self._skipped = done if row else None
-        if row:
+        bad = 0 < row <= self._config.skips  # after that a step is skipped whatever its numbers are
+        self._skipped = done if bad else None
+        if bad:
             numbers = describe(done.values, self._config.window)
             self._run.tell(f"step {done.step:>6}  skipped, {row} in a row: {numbers}")
-        if row and row == self._config.skips:
+        if bad and row == self._config.skips:
             self.due = done.step + 1
 
     def validate(self, state: TrainState, done: Done, writer: MetricWriter) -> tuple[TrainState, float]:

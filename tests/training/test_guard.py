@@ -80,10 +80,15 @@ def test_the_statistics_are_those_of_numpy_and_then_forget():
 
 
 def test_what_is_skipped():
-    usual, config = [4.0, 4.2] * 4, GuardConfig(window=8, sigmas=6.0)
+    usual, config = [4.0, 4.2] * 4, GuardConfig(window=8, sigmas=6.0, skips=9)
     skips = lambda values, **options: values_of(GuardState.fresh(), values, config, **options)[0]
     assert skips([*usual, 4.65]) == skips([*usual, 0.0]) == [] and skips([*usual, 4.75]) == [8]
     assert skips([4.0, 4.2, 400.0, 4.1]) == []  # the window is not full
+    assert values_of(GuardState.fresh(), [4.0, np.nan, 4.0, 4.0], GuardConfig(skips=1))[0] == [
+        1,
+        2,
+        3,
+    ]  # until it goes back
     assert skips([4.0, np.nan, np.inf, 1e30, 4.0]) == [1, 2, 3]  # which needs no window
     assert skips([*usual, 9.0, 9.0], shifts=[8]) == [] and skips([*usual, 9.0, 9.0], shifts=[7]) == []
     _, guard = values_of(GuardState.fresh(), [*usual, np.nan, 50.0], config)
@@ -282,7 +287,7 @@ def test_a_roll_back_jumps_over_the_batches(tmp_path, train, road):
     assert said.count("training step traced and compiled") <= 1
     found = lines(tmp_path / "run", "rollbacks", "skipped_steps", "learning_rate")
     assert list(found) == [*range(1, 15)]
-    assert [values[:2] for values in found.values()] == [[0, 0]] * 6 + [[0, 1], [0, 2], [0, 2]] + [[1, 2]] * 5
+    assert [values[:2] for values in found.values()] == [[0, 0]] * 6 + [[0, 1], [0, 2], [0, 3]] + [[1, 3]] * 5
     assert found[10][2] == found[5][2] != found[9][2]
     losses = lines(tmp_path / "run", "val_loss")
     assert losses[9] == losses[4] != losses[6] and losses[12] != losses[9]
@@ -403,9 +408,13 @@ def test_which_checkpoint_is_gone_back_to(tmp_path, small):
         for step in (4, 8, 9):
             checkpoints.save(state._replace(step=jnp.full_like(state.step, step)), {}, "", None)
         checkpoints.wait()
-        assert (find(10, 4), find(10, 0), find(7, 4), find(3, 4), find(10, 9), find(10, 5)) == (8, 9, 4, None, 9, 9)
+        assert (find(10, 4), find(10, 0), find(7, 4), find(3, 4), find(10, 9), find(10, 5)) == (8, 9, 4, 4, 9, 9)
         (tmp_path / "checkpoints" / "8" / seal.MANIFEST).unlink()
         assert find(10, 4) == 4
         assert told[0].startswith(
             f"the checkpoint of step 8 in {tmp_path / 'checkpoints'} is damaged (manifest.json is"
         )
+        for step in (4, 9):
+            (tmp_path / "checkpoints" / str(step) / seal.MANIFEST).unlink()
+        with pytest.raises(InputError, match="has no checkpoint to go back to that is not damaged: bring back a copy"):
+            find(10, 4)
