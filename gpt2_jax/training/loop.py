@@ -33,7 +33,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      step: optimizer steps done; all of them are in the last checkpoint.
+      step: steps done; all of them are in the last checkpoint.
       signal: the signal that stopped it early, or None.
       val_loss: the validation loss at the last step in nats a token, or None if it was stopped.
     """
@@ -49,10 +49,11 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     Args:
       options: the config as nested dicts (see config.py).
       workdir: where everything goes: `data/`, `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json`,
-        `train.log`, `perplexity.png` and, if asked for, `profile/`.
+        `train.log`, `perplexity.png`, if asked for `profile/` and, if need be, `bad_numbers/`.
 
     Raises:
-      InputError: bad options or data, a checkpoint of another config, a loss that is not finite, a full disk.
+      InputError: bad options or data, a checkpoint of another config, bad numbers (ladder.py) again and again, a full
+        disk.
     """
     Config.from_dict(options)  # finds what is misspelt before anything is made
     try:
