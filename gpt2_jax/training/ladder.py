@@ -65,6 +65,7 @@ class Ladder:
         if not self._config.skips:
             for name, value in (("loss", done.values["loss"]), ("gradient norm", done.values["grad_norm"])):
                 check_finite(name, float(value), done.step, self._run.config)
+            return
         row = int(done.values["guard"].row)
         bad = 0 < row <= self._config.skips  # after that a step is skipped whatever its numbers are
         self._skipped = done if bad else None

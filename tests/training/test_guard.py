@@ -25,7 +25,7 @@ from gpt2_jax.training import checkpoint, loop, seal
 from gpt2_jax.training import run as parts
 from gpt2_jax.training import step as steps
 from gpt2_jax.training.checkpoint import Checkpoints
-from gpt2_jax.training.guard import GuardState, judge
+from gpt2_jax.training.guard import GuardState, judge, rolled_back
 from gpt2_jax.training.program import Program
 from gpt2_jax.training.step import init_state
 
@@ -100,6 +100,18 @@ def test_what_is_skipped():
     _, before = values_of(GuardState.fresh(), usual, config)
     equal(guard, before._replace(row=2, skipped=2, missed=2))
     assert before.good == 8 and values_of(GuardState.fresh(), [*usual, np.nan, 4.1], config)[1].row == 0
+
+
+def test_what_a_roll_back_keeps():
+    _, then = values_of(GuardState.fresh(), [4.0, 5.0, np.nan, 4.0], GuardConfig())
+    _, now = values_of(then, [np.nan] * 3, GuardConfig())
+    after = rolled_back(now, then, 7, 4, False)
+    equal(after, then._replace(row=0, skipped=4, rollbacks=1, missed=1 + 3, good=3))
+    equal(rolled_back(now, then, 7, 4, True), after._replace(count=0))
+    equal(
+        rolled_back(now, GuardState.fresh(), 7, 0, False),
+        GuardState.fresh()._replace(skipped=4, rollbacks=1, missed=7, good=-1),
+    )
 
 
 BATCHES = [
@@ -247,13 +259,9 @@ def arrays(workdir):
         return [np.asarray(x) for x in jax.tree.leaves([reader.restore(folder / i) for i in ("model", "training")])]
 
 
-def assert_equal_lines(workdir, other):
+def assert_equal_runs(workdir, other):
     for names in (["learning_rate", "train_loss", "grad_norm", "skipped_steps", "rollbacks"], ["val_loss"]):
         assert lines(workdir, *names) == lines(other, *names)
-
-
-def assert_equal_runs(workdir, other):
-    assert_equal_lines(workdir, other)
     equal(arrays(workdir), arrays(other))
 
 
@@ -438,32 +446,35 @@ def test_which_checkpoint_is_gone_back_to(tmp_path, small):
             find(10, 4)
 
 
-FSDP = {"fsdp": 2, "data": 1}
-HARMS = {7: SPIKE, 8: NAN, **dict.fromkeys(range(10, 30), NAN)}
-LIMITS = {"training": {"steps": 30}, "guard": {"skips": 2, "rollbacks": 1, "window": 4}, "evaluation": {"every": 100}}
+HARMS = {7: SPIKE, 8: NAN, **dict.fromkeys(range(10, 15), NAN)}
 
 
-def test_several_processes_decide_alike(tmp_path, corpus, train):
-    """They go back, and stop, each with the whole batch that only parts of were theirs."""
+def test_several_processes_decide_alike(tmp_path, corpus):
+    """They go back, and stop, and write down the whole batch that only parts of were theirs."""
     (tmp_path / "corpus").symlink_to(corpus)
-    with pytest.raises(InputError, match="stopped at step 11"):
-        train(tmp_path / "one", HARMS, devices=jax.devices()[:2], mesh=FSDP, **LIMITS)
     run_together(__file__, 2, tmp_path)
-    assert_equal_lines(tmp_path / "two", tmp_path / "one")
-    assert max(lines(tmp_path / "two", "learning_rate")) == 11
-    dumps = [dict(np.load(tmp_path / name / "bad_numbers" / "step-11" / "batch.npz")) for name in ("one", "two")]
-    assert {name: array.shape for name, array in dumps[0].items()} == {"tokens": (4, 17), "mask": (4, 16)}
-    equal(*dumps)
+    found = lines(tmp_path / "run", "skipped_steps", "rollbacks")
+    assert list(found.values()) == [[0, 0]] * 6 + [[1, 0], [2, 0], [3, 0], [4, 1], [5, 1]]
+    assert lines(tmp_path / "run", "val_loss")[9] == lines(tmp_path / "run", "val_loss")[4]
+    with np.load(tmp_path / "run" / "bad_numbers" / "step-11" / "batch.npz") as batch:
+        assert batch["tokens"].shape == (4, 17) and batch["tokens"].any(axis=1).all()
+        assert not batch["mask"][:, NAN].any() and batch["mask"][:, 1:].all()
 
 
 def one_process(address, count, index, folder):
     """What each of several processes does."""
     join(address, count, index)
     steps.sum_of_losses = sum_of_losses
-    folder = Path(folder)
-    corpus = (folder / "corpus").resolve()
+    corpus = (Path(folder) / "corpus").resolve()
     with pytest.raises(InputError, match="stopped at step 11"):
-        train_harmed(corpus, folder / "two", HARMS, devices=jax.devices(), mesh=FSDP, **LIMITS)
+        train_harmed(
+            corpus,
+            Path(folder) / "run",
+            HARMS,
+            devices=jax.devices(),
+            mesh={"fsdp": 2, "data": 1},
+            guard={"rollbacks": 1},
+        )
 
 
 if __name__ == "__main__":
