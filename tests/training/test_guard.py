@@ -57,9 +57,6 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
 
 
-# The first rung
-
-
 def values_of(guard, values, config, **options):
     """(which of these losses are skipped, what the guard knows after them)."""
     skipped = []
@@ -162,9 +159,6 @@ def test_a_skipped_step_leaves_no_trace_but_its_number(run):
     assert (state.step, state.guard.skipped, state.guard.row, state.guard.good) == (8, 2, 0, 8)
 
 
-# Whole runs
-
-
 class Harmed:
     """Batches of a run, those of some steps harmed; `at(step)` is called before each."""
 
@@ -208,7 +202,7 @@ class Programs:
         return program_of(dataclasses.replace(config, **irrelevant), mesh)
 
 
-def train_harmed(corpus, workdir, harms, at=lambda step: None, *, road="prepared", every=4, devices=None, **groups):
+def train_harmed(corpus, workdir, harms, at=lambda step: None, *, road="prepared", devices=None, **groups):
     """A run of one layer, the batches of some steps harmed."""
     options = {
         "model": {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 16, "vocab_size": 0, "resid_pdrop": 0.1},
@@ -219,7 +213,7 @@ def train_harmed(corpus, workdir, harms, at=lambda step: None, *, road="prepared
         "optimizer": {"learning_rate": 1e-2, "final_learning_rate": 1e-3, "warmup_steps": 2},
         "training": {"steps": 14, "batch_size": 4, "log_every": 1, "sample_tokens": 0},
         "evaluation": {"every": 3, "windows": 4},
-        "checkpoint": {"every": every},
+        "checkpoint": {"every": 4},
         "guard": {"window": 4, "skips": 2},
         "mesh": {},
     }  # fmt: skip
