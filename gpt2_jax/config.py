@@ -18,7 +18,14 @@ from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, check, one_line, suggest
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.device_options import DistributedConfig, MeshConfig
-from gpt2_jax.training.options import CheckpointConfig, EvaluationConfig, OptimizerConfig, ProfileConfig, TrainingConfig
+from gpt2_jax.training.options import (
+    CheckpointConfig,
+    EvaluationConfig,
+    GuardConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    TrainingConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
     mesh: MeshConfig = MeshConfig()
     distributed: DistributedConfig = DistributedConfig()
     profile: ProfileConfig = ProfileConfig()

@@ -52,6 +52,10 @@ def test_shipped_configs_are_valid(file, pytestconfig):
         ({"mesh": {"data": 0}}, "mesh.data is 0; it must be at least 1, or -1"),
         ({"mesh": {"data": -1, "model": -1}}, "-1 on one axis at most"),
         ({"checkpoint": {"keep": 1}}, "checkpoint.keep is 1; it must be at least 2: one may turn out to be damaged"),
+        ({"guard": {"window": 1}}, "guard.window is 1; it must be at least 2"),
+        ({"guard": {"sigmas": 0}}, "guard.sigmas is 0.0; it must be above 0"),
+        ({"guard": {"skips": -1}}, r"guard.skips is -1; it must be 0 \(off\) or more"),
+        ({"guard": {"rollbacks": -1}}, r"guard.rollbacks is -1; it must be 0 \(stop at once\) or more"),
         ({"model": {"n_head": 7}}, "model.n_head is 7, which does not divide model.n_embd"),
     ],
 )  # fmt: skip

@@ -7,6 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
+HIGHEST = 20.0  # nats a token; higher losses, of steps that were skipped, would make the picture one of them alone
+
 
 def perplexity_curve(metrics: Path, picture: Path) -> None:
     """Draws the perplexity of training and validation over the steps of a run.
@@ -22,7 +24,7 @@ def perplexity_curve(metrics: Path, picture: Path) -> None:
         ("train_loss", "training", {"color": "#9ecae1", "linewidth": 1}),
         ("val_loss", "validation", {"color": "#08519c", "linewidth": 2, "marker": "o", "markersize": 4}),
     ):
-        points = [(line["step"], math.exp(line[name])) for line in lines if name in line]
+        points = [(line["step"], math.exp(line[name])) for line in lines if line.get(name, math.inf) < HIGHEST]
         if points:
             axes.plot(*zip(*points), label=label, **style)
             if name == "val_loss":

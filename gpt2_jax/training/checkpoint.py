@@ -1,13 +1,14 @@
 """Checkpoints of a run: Orbax, asynchronous, atomic, sealed by checksums; the newest and the best are kept.
 
-`<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key),
-`config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on streamed text a
-fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`). `manifest.json` has the checksums of all
-files (see seal.py), and is compared with them before anything is read.
+`<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key, what
+the guard knows), `config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on
+streamed text a fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`). `manifest.json` has the
+checksums of all files (see seal.py), and is compared with them before anything is read.
 """
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import shutil
 import time
@@ -27,6 +28,7 @@ from gpt2_jax.data.options import with_defaults
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2
 from gpt2_jax.training import seal
+from gpt2_jax.training.guard import GuardState
 from gpt2_jax.training.step import TrainState
 
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
@@ -34,12 +36,13 @@ FREE = (
     *("model.dtype", "model.attention", "model.remat", "model.scan_unroll", "training.loss_chunks", "mesh."),
     *("training.accumulation_steps", "training.steps", "training.log_every", "training.sample_", "optimizer."),
     *("evaluation.", "checkpoint.", "distributed.", "profile.", "data.retries", "data.encoder", "data.workers"),
-    *("data.prepared", "data.fill_prepared", "data.accept_changes"),
+    *("data.prepared", "data.fill_prepared", "data.accept_changes", "guard."),
 )
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
 TO_READ = ("model", "config", "tokenizer")  # items that make a language model
 TO_GO_ON = (*TO_READ, "training")
+NOTHING, ALL_DAMAGED = -1, -2  # instead of a step, among processes
 
 DISK_FAILURES = (
     *("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output"),
@@ -169,6 +172,34 @@ class Checkpoints:
             self._manager.reload()
         return found
 
+    def find_to_roll_back(self, newest: int, every: int, tell: Callable[[str], None]) -> int | None:
+        """The newest step up to `newest` that is not damaged, for all processes of a run; None if nothing is saved yet.
+
+        What an interruption saved, between the steps that are saved `every` so many, comes after those: a run that was
+        interrupted is to go back as far as one that was not. Where all are newer the oldest has to do.
+
+        Raises:
+          InputError: all are damaged.
+        """
+        found = NOTHING
+        if jax.process_index() == 0:
+            before = [step for step in self.steps if step <= newest]
+            before.sort(key=lambda step: (every == 0 or step % every == 0, step), reverse=True)
+            for step in [*before, *(step for step in self.steps if step > newest)]:
+                if not (what := seal.damage(self.directory / str(step), TO_GO_ON)):
+                    found = step
+                    break
+                tell(f"the checkpoint of step {step} in {self.directory} is damaged ({what})")
+                found = ALL_DAMAGED
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+        if found == ALL_DAMAGED:
+            raise InputError(
+                f"{self.directory} has no checkpoint to go back to that is not damaged: bring back a copy of one, or "
+                "train anew in another --workdir"
+            )
+        return None if found == NOTHING else found
+
     def _put_aside(self, step: int) -> Path:
         folder = self.directory.parent / "damaged"
         folder.mkdir(exist_ok=True)
@@ -235,12 +266,19 @@ class Checkpoints:
         return self._manager.restore(step, args=items).model
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The whole state, bit for bit, into the shapes and shardings of `abstract`."""
+        """The whole state, bit for bit, into the shapes and shardings of `abstract`.
+
+        In one that was saved before there was a guard, the guard knows nothing.
+        """
+        training, new = _all_but_model(abstract), {}
+        if seal.format_of(self.directory / str(step)) < 2:
+            shardings = jax.tree.map(lambda x: x.sharding, training.pop("guard"))
+            new["guard"] = jax.jit(functools.partial(GuardState.fresh, step), out_shardings=shardings)()
         items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(_all_but_model(abstract))
+            model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(training)
         )
         restored = self._manager.restore(step, args=items)
-        return TrainState(model=restored.model, **restored.training)
+        return TrainState(model=restored.model, **restored.training, **new)
 
     @contextlib.contextmanager
     def _survived(self) -> Iterator[None]:
@@ -284,12 +322,14 @@ def _policy(config: CheckpointConfig) -> policies.PreservationPolicy:
         n=config.keep_best,
         keep_checkpoints_without_metrics=False,
     )
-    some = [policies.EveryNSteps(config.keep_every)] if config.keep_every else []
-    return policies.AnyPreservationPolicy([policies.LatestN(config.keep), best, *some])
+    # Besides what interruptions saved: a run goes back to the same ones, see `find_to_roll_back`.
+    due = [policies.EveryNSteps(config.every, max_to_keep=config.keep)] if config.every else []
+    for_good = [policies.EveryNSteps(config.keep_every)] if config.keep_every else []
+    return policies.AnyPreservationPolicy([policies.LatestN(config.keep), best, *due, *for_good])
 
 
 def _all_but_model(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+    return {"step": state.step, "opt_state": state.opt_state, "key": state.key, "guard": state.guard}
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from gpt2_jax.training import metrics, out_of_memory
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
+from gpt2_jax.training.ladder import Done, Ladder
 from gpt2_jax.training.memory import keep_freed_memory
 from gpt2_jax.training.profile import Trace
 from gpt2_jax.training.run import Run, check_finite
@@ -31,7 +33,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-      step: optimizer steps done; all of them are in the last checkpoint.
+      step: steps done; all of them are in the last checkpoint.
       signal: the signal that stopped it early, or None.
       val_loss: the validation loss at the last step in nats a token, or None if it was stopped.
     """
@@ -47,11 +49,11 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     Args:
       options: the config as nested dicts (see config.py).
       workdir: where everything goes: `data/`, `checkpoints/`, `tensorboard/`, `metrics.jsonl`, `config.json`,
-        `train.log`, `perplexity.png` and, if asked for, `profile/`.
+        `train.log`, `perplexity.png`, if asked for `profile/` and, if need be, `bad_numbers/`.
 
     Raises:
-      InputError: bad options or data, a checkpoint of another config, another run in this workdir, a loss that is not
-        finite, a full disk, a step that needs more memory than there is.
+      InputError: bad options or data, a checkpoint of another config, another run in this workdir, bad numbers
+        (ladder.py) again and again, a full disk, a step that needs more memory than there is.
     """
     Config.from_dict(options)  # finds what is misspelt before anything is made
     keep_freed_memory()  # before JAX is asked for anything
@@ -77,6 +79,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
         run.describe(state.model)
         batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
         trace = resources.enter_context(contextlib.closing(Trace(config.profile, workdir / "profile", first, run.say)))
+        ladder = Ladder(run, checkpoints, workdir, state)
         meter = metrics.Meter(config, num_parameters(state.model), run.program.mesh, clock)
         hidden = jax.process_index() > 0 or None  # None: shown on a terminal
         bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
@@ -96,7 +99,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
             last = agreement.last_step(step)
             if first == 0 < last:
                 with clock.on("evaluation"):
-                    run.validate(state, writer)
+                    check_finite("validation loss", run.validate(state, writer), first, config)
                     run.show_sample(state, writer)
             meter.restart()
             while step < last:
@@ -106,19 +109,26 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
                 with clock.dispatching(step + 1):
                     state, current = run.train_step(state, batch)
                 if previous is not None:  # fetched while the step just dispatched runs
-                    report(step, previous, config, meter, writer, bar)
-                step, previous = step + 1, current
+                    report(previous, ladder, config, meter, writer, bar)
+                step += 1
+                done = previous = Done(step, current, batch)
+                if ladder.due == step < config.training.steps:
+                    with clock.on("checkpoint"):
+                        state = ladder.roll_back(state, done)
+                    meter.restart()
 
                 ends = step == config.training.steps
                 saves = ends or due(step, config.checkpoint.every)
                 validates = saves or due(step, config.evaluation.every)
                 samples = ends or due(step, config.training.sample_every)
                 if validates or samples:
-                    report(step, previous, config, meter, writer, bar)  # before: nothing that is not finite is saved
+                    report(previous, ladder, config, meter, writer, bar)  # before: nothing that is not finite is saved
                     previous = None
-                    with clock.on("evaluation"):
-                        val_loss = run.validate(state, writer) if validates else None
-                    if saves:
+                    if validates:
+                        with clock.on("evaluation"):
+                            state, val_loss = ladder.validate(state, done, writer)
+                    # While steps are skipped there is nothing new, and a good checkpoint would be deleted for it.
+                    if ends or (saves and int(state.guard.row) == 0):
                         with clock.on("checkpoint"):
                             run.save(state, checkpoints, val_loss, batches)
                     if samples:
@@ -128,7 +138,7 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
                 last = agreement.last_step(step)
             if last < config.training.steps and (step > first or agreement.cause != SOURCE_GONE):
                 if previous is not None:
-                    report(step, previous, config, meter, writer, bar)
+                    report(previous, ladder, config, meter, writer, bar)
                 with clock.on("checkpoint"):
                     run.save(state, checkpoints, None, batches)
             trace.close()
@@ -162,21 +172,20 @@ def raise_source_gone(step: int, batches: Batches) -> NoReturn:
     )
 
 
-def report(
-    step: int, values: dict[str, jax.Array], config: Config, meter: metrics.Meter, writer: MetricWriter, bar: tqdm
-) -> None:
-    """Shows the metrics of a finished step, and writes them when a line is due.
+def report(done: Done, ladder: Ladder, config: Config, meter: metrics.Meter, writer: MetricWriter, bar: tqdm) -> None:
+    """Shows the metrics of a finished step, and writes those that are finite when a line is due.
 
     Raises:
-      InputError: the loss or its gradient is not finite.
+      InputError: the loss or its gradient is not finite, and the guard is off.
     """
+    step, values = done.step, done.values
     loss = meter.waiting(lambda: float(values["loss"]), on="device_wait")
-    check_finite("loss", loss, step, config)
-    check_finite("gradient norm", float(values["grad_norm"]), step, config)
+    ladder.see(done)
     meter.count_step()
     bar.update()
     if due(step, config.training.log_every) or step in (1, config.training.steps):
         speed = meter.read()
-        named = {"train_loss" if name == "loss" else name: float(value) for name, value in values.items()}
-        writer.write_scalars(step, named | speed)
+        named = {"train_loss": loss} | {name: float(values[name]) for name in ("grad_norm", "learning_rate")}
+        named |= {"skipped_steps": int(values["guard"].skipped), "rollbacks": int(values["guard"].rollbacks)}
+        writer.write_scalars(step, {name: value for name, value in named.items() if math.isfinite(value)} | speed)
         bar.set_postfix_str(f"loss {loss:.3f}, {speed['tokens_per_second']:,.0f} tokens/s", refresh=False)

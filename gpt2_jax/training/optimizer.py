@@ -55,14 +55,17 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     """Scales all gradients by one factor, so that their norm together is at most `largest`.
 
-    `optax.clip_by_global_norm` divides by the norm instead, which XLA on CPU does in a pass of its own over them.
+    `optax.clip_by_global_norm` divides by the norm instead, which XLA on CPU does in a pass of its own over them. Who
+    knows the norm gives it to `update` as `grad_norm`, and saves another pass.
     """
 
-    def clip(updates: GPT2, _) -> GPT2:
-        factor = jnp.minimum(1.0, largest / optax.tree.norm(updates))
-        return jax.tree.map(lambda x: x * factor, updates)
+    def clip(
+        updates: GPT2, state: optax.EmptyState, _: GPT2 | None = None, *, grad_norm: jax.Array | None = None, **__: Any
+    ) -> tuple[GPT2, optax.EmptyState]:
+        factor = jnp.minimum(1.0, largest / (optax.tree.norm(updates) if grad_norm is None else grad_norm))
+        return jax.tree.map(lambda x: x * factor, updates), state
 
-    return optax.stateless(clip)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, clip)
 
 
 def adamw(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -169,7 +169,8 @@ class CheckpointConfig:
 
     Attributes:
       every: steps between checkpoints, besides the last step and an interruption; 0 saves only then.
-      keep: the newest checkpoints that stay, at least two: one may turn out to be damaged.
+      keep: the newest checkpoints that stay, at least two: one may turn out to be damaged. As many of `every` so many
+        steps do, where the newest are of interruptions.
       keep_best: besides those, the checkpoints with the lowest validation loss that stay.
       keep_every: besides those, the checkpoints of every so many steps stay, for good; 0: none.
       on_failure: "stop" ends the run when a checkpoint cannot be saved (a full disk); "go_on" says so and trains on
@@ -192,6 +193,31 @@ class CheckpointConfig:
             self.keep_every,
             f"0 (none) or a multiple of checkpoint.every ({self.every})",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """What is done about a loss or a gradient norm that is not finite or far too large: skip, roll back, stop.
+
+    Attributes:
+      window: steps that the mean and the deviation of losses and gradient norms are of; before so many have been, only
+        what is not finite is skipped.
+      sigmas: deviations above its mean beyond which a value is too large.
+      skips: steps skipped in a row before the run goes back to a checkpoint; 0 turns the guard off: what is not finite
+        stops the run.
+      rollbacks: so many are tried in the whole run before it stops.
+    """
+
+    window: int = 128
+    sigmas: float = 6.0
+    skips: int = 3
+    rollbacks: int = 2
+
+    def __post_init__(self):
+        check(self.window >= 2, "guard.window", self.window, "at least 2")
+        check(self.sigmas > 0, "guard.sigmas", self.sigmas, "above 0")
+        check(self.skips >= 0, "guard.skips", self.skips, "0 (off) or more")
+        check(self.rollbacks >= 0, "guard.rollbacks", self.rollbacks, "0 (stop at once) or more")
 
 
 @dataclasses.dataclass(frozen=True)

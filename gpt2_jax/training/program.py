@@ -5,7 +5,8 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import engines
 from gpt2_jax.config import Config
@@ -62,14 +63,18 @@ class Program:
         init = functools.partial(init_state, model, tx, training.seed)
         shapes = jax.eval_shape(init)
         shardings = tree_shardings(shapes, mesh)
-        train_step = make_train_step(tx, schedule, accumulation_steps=parts, loss_chunks=chunks)
+        shifts = [step for step, _ in config.data.reweighing[1:]]
+        train_step = make_train_step(
+            tx, schedule, accumulation_steps=parts, loss_chunks=chunks, guard=config.guard, shifts=shifts
+        )
+        everywhere = NamedSharding(mesh, P())  # of metrics: every process decides by them
         return cls(
             mesh=mesh,
             model=model,
             init=init,
             shapes=shapes,
             shardings=shardings,
-            train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None)),
+            train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere)),
             eval_step=jax.jit(functools.partial(eval_step, loss_chunks=chunks)),
         )
 

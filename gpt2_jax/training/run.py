@@ -72,7 +72,7 @@ class Run:
     def first_state(self, checkpoints: Checkpoints) -> TrainState:
         """Where the parameters come from, in this order: 1. resume a checkpoint, 2. start from scratch."""
         if not checkpoints.steps:
-            return jax.jit(self.program.init, out_shardings=self.program.shardings)()
+            return self.fresh_state()
         step = checkpoints.find_to_go_on(self.tell)
         saved, _ = checkpoints.read_json(step)
         if different := differences(saved, self.config.to_dict()):
@@ -80,9 +80,17 @@ class Run:
                 f"{checkpoints.directory} is of another config: {'; '.join(different)}. Nothing was changed: give the "
                 "same options to go on with that run, or another --workdir to start anew"
             )
-        state = checkpoints.restore(step, abstract_state(self.program.shapes, self.program.shardings))
+        state = self.restored(checkpoints, step)
         self.say(f"resumed from step {step} of {checkpoints.directory}: parameters, optimizer, key and data order")
         return state
+
+    def fresh_state(self) -> TrainState:
+        """The state that the seed says."""
+        return jax.jit(self.program.init, out_shardings=self.program.shardings)()
+
+    def restored(self, checkpoints: Checkpoints, step: int) -> TrainState:
+        """The state of a checkpoint."""
+        return checkpoints.restore(step, abstract_state(self.program.shapes, self.program.shardings))
 
     def batches(self, step: int, checkpoints: Checkpoints) -> Batches:
         """This process's rows of the training batches, from `step` on."""
@@ -92,16 +100,18 @@ class Run:
     def validate(self, state: TrainState, writer: MetricWriter) -> float:
         """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
 
-        Of a mixture it is the mean over the windows of all sources; that of each source is written beside it.
+        Of a mixture it is the mean over the windows of all sources; that of each source is written beside it. Where it
+        is not finite nothing is written, and these parameters must not become a checkpoint.
 
         Raises:
-          InputError: it is not finite, so these parameters must not become a checkpoint; or nothing there is learnt.
+          InputError: nothing there is learnt.
         """
         sums = {name: self.sums(name, state) for name in self.corpus.held_out}
         step, count = int(state.step), sum(count for _, count in sums.values())
         nats = math.fsum(nats for nats, _ in sums.values())
         loss = nats / count
-        check_finite("validation loss", loss, step, self.config)
+        if not math.isfinite(loss):
+            return loss
         size = sum(
             count * self.corpus.held_out[name].bytes_per_token("validation") for name, (_, count) in sums.items()
         )

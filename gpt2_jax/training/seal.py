@@ -15,7 +15,7 @@ from typing import Any
 
 from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 
-FORMAT = 1  # of checkpoints; 0 has no manifest
+FORMAT = 2  # of checkpoints; 0 has no manifest, 0 and 1 know nothing of the guard
 MANIFEST = "manifest.json"
 METADATA = "_CHECKPOINT_METADATA"  # Orbax writes to it once more when the checkpoint is named
 NAMED = "commit_success.txt"  # and then makes this
@@ -47,6 +47,12 @@ def seal(folder: Path) -> None:
         _flush_folder(inner)
 
 
+def format_of(folder: Path) -> int:
+    """The format of the checkpoint in `folder`."""
+    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    return (metadata["custom_metadata"] or {}).get("format", 0)
+
+
 def damage(folder: Path, items: Iterable[str]) -> str:
     """What is wrong with the checkpoint in `folder`; "" if nothing is.
 
@@ -56,16 +62,15 @@ def damage(folder: Path, items: Iterable[str]) -> str:
     """
     items = list(items)
     try:
-        metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-        format_of = (metadata["custom_metadata"] or {}).get("format", 0)
+        found = format_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{METADATA} is missing or cannot be read"
     if missing := [item for item in items if not (folder / item).is_dir()]:
         return f"{missing[0]} is missing"
-    if format_of == 0:
+    if found == 0:
         return ""  # of before there were manifests
-    if format_of != FORMAT:
-        return f"its format is {format_of!r}, and this version of gpt2_jax reads up to {FORMAT}: use a newer one"
+    if found not in range(FORMAT + 1):
+        return f"its format is {found!r}, and this version of gpt2_jax reads up to {FORMAT}: use a newer one"
     try:
         files: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
@@ -76,9 +81,9 @@ def damage(folder: Path, items: Iterable[str]) -> str:
             continue
         path = folder / name
         try:
-            found = path.stat().st_size
-            if found != size:
-                return f"{name} has {found:,} bytes and was saved with {size:,}"
+            length = path.stat().st_size
+            if length != size:
+                return f"{name} has {length:,} bytes and was saved with {size:,}"
             with open(path, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     return f"{name} is not what was saved: its sha256 differs"

@@ -17,6 +17,7 @@ from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.pretrained import load_config
 from gpt2_jax.sharding import make_mesh, tree_shardings
 from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.training.guard import GuardState
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
 from gpt2_jax.training.step import TrainState, make_train_step, sum_of_losses
 
@@ -76,7 +77,7 @@ def test_ten_steps_of_adamw(oracle):
     train_step = jax.jit(make_train_step(tx, make_schedule(config, cases.STEPS)))
     key = jax.random.key_data(jax.random.key(0))
     # The dropout rates of its config.json are those of the oracle, 0.
-    state = TrainState(jnp.zeros((), jnp.int32), model, tx.init(model), key)
+    state = TrainState(jnp.zeros((), jnp.int32), model, tx.init(model), key, GuardState.fresh())
     losses = []
     for i in range(cases.STEPS):
         state, metrics = train_step(state, {name: answers[f"step {name}"][i] for name in ("tokens", "mask")})

@@ -84,7 +84,7 @@ def test_keeping_only_the_newest(tmp_path, state):
 def test_some_stay_for_good(tmp_path, state):
     with Checkpoints(tmp_path, CheckpointConfig(every=2, keep_every=4, keep_best=0)) as checkpoints:
         save(checkpoints, state, [(step, 1.0) for step in (2, 4, 5, 6, 8, 10, 12, 13)])
-        assert checkpoints.steps == [4, 8, 12, 13]
+        assert checkpoints.steps == [4, 8, 10, 12, 13]  # two for good, two that were due, the two newest
     with pytest.raises(InputError, match=r"checkpoint.keep_every is 5; it must be 0 \(none\) or a multiple of .*every"):
         CheckpointConfig(every=2, keep_every=5)
 
@@ -210,8 +210,8 @@ def test_what_is_not_a_checkpoint_is_passed_over(tmp_path, two):
 def test_a_checkpoint_of_a_newer_format_is_named(tmp_path, two):
     shutil.copytree(two, tmp_path / "run")
     metadata = tmp_path / "run" / "checkpoints" / "2" / seal.METADATA
-    metadata.write_text(metadata.read_text().replace('"format": 1', '"format": 2').replace('"format":1', '"format":2'))
-    newer = pytest.raises(InputError, match="its format is 2, and this version of gpt2_jax reads up to 1")
+    metadata.write_text(metadata.read_text().replace('"format": 2', '"format": 3').replace('"format":2', '"format":3'))
+    newer = pytest.raises(InputError, match="its format is 3, and this version of gpt2_jax reads up to 2")
     with Checkpoints(tmp_path / "run") as checkpoints, newer:
         checkpoints.find(2)
 
@@ -272,7 +272,7 @@ def test_every_option_may_or_may_not_change_when_a_run_goes_on():
             changed = saved | {group: options | {option: "something else"}}
             if not differences(saved, changed):
                 may.add(f"{group}.{option}")
-    whole = ("evaluation", "checkpoint", "mesh", "distributed", "profile")
+    whole = ("evaluation", "checkpoint", "guard", "mesh", "distributed", "profile")
     assert may == {
         *(f"{group}.{option}" for group in whole for option in saved[group]),
         *(f"optimizer.{option}" for option in saved["optimizer"] if option not in ("name", "moments_dtype")),
