@@ -19,8 +19,8 @@ def explained(config: Config, program: Program) -> Iterator[None]:
     """Raises `InputError` instead of XLA's error about memory: what the largest arrays are, and the options to try."""
     try:
         yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if SIGN not in str(error) and not isinstance(error, MemoryError):
+    except jax.errors.JaxRuntimeError as error:
+        if SIGN not in str(error):
             raise
         largest = ", ".join(f"{name} {size / 2**30:,.2f} GiB" for name, size in known_arrays(config, program).items())
         raise InputError(
