@@ -27,7 +27,7 @@ OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # says where mpirun is; Open MPI 5 has not
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # inside of srun
 GKE = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
-PATIENCE = 60  # seconds that JAX waits longer than we do: where it gives up, it aborts the process without a word
+PATIENCE = 60  # seconds that JAX waits longer than we do: where it gives up, it aborts the process
 FAREWELL = 20.0  # seconds that a process which failed waits for the others to end, too
 
 
@@ -228,7 +228,7 @@ def _join(meeting: Meeting, config: DistributedConfig) -> None:
                 local_device_ids=meeting.local_device_ids,
                 cluster_detection_method=meeting.method,
                 initialization_timeout=config.initialization_seconds + PATIENCE,
-                heartbeat_timeout_seconds=config.heartbeat_seconds,
+                heartbeat_timeout_seconds=config.heartbeat_seconds + PATIENCE,
                 shutdown_timeout_seconds=max(config.heartbeat_seconds, config.initialization_seconds),
             )
         except Exception as error:

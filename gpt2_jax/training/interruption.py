@@ -1,4 +1,4 @@
-"""What ends a run early: ctrl-C and SIGTERM finish the step and save; so does a source of text that is gone.
+"""What ends a run early: ctrl-C, SIGTERM and SIGUSR1 finish the step and save; so does a source of text that is gone.
 
 What one process of several learns, all have to act on at the same step, or the others wait for it forever.
 """
@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what many a `sbatch --signal` asks for
 SOURCE_GONE = 255  # beside the numbers of signals
 
 
@@ -21,21 +22,28 @@ class Stop:
     """Which signal has asked the run to stop, if one has."""
 
     signal: int | None = None
+    _signalled = False
+
+    def ask(self, number: int, _frame: Any = None) -> None:
+        """Handles a signal: the first stops after the step, the second at once."""
+        if self._signalled:
+            raise KeyboardInterrupt(number)
+        self._signalled = True
+        if self.signal is None:
+            self.notice(number, "once more stops at once, without saving")
+
+    def notice(self, number: int, why: str) -> None:
+        """Stops after the step as if by a signal, which may still come."""
+        self.signal = number
+        if jax.process_index() == 0:
+            tqdm.write(f"stopping after this step and saving; {why}")
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM let the running step finish and be saved; a second one stops at once."""
+    """`SIGNALS` let the running step finish and be saved; a second one stops at once."""
     stop = Stop()
-
-    def ask(number: int, _frame: Any) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-        if jax.process_index() == 0:
-            tqdm.write("stopping after this step and saving; once more stops at once, without saving")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
     try:
         yield stop
     finally:

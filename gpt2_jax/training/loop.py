@@ -24,6 +24,7 @@ from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
 from gpt2_jax.training.profile import Trace
 from gpt2_jax.training.run import Run, check_finite
+from gpt2_jax.training.watchdog import Watchdog
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +53,23 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     Raises:
       InputError: bad options or data, a checkpoint of another config, a loss that is not finite, a full disk.
     """
-    Config.from_dict(options)  # finds what is misspelt before anything is made
+    distributed = Config.from_dict(options).distributed  # finds what is misspelt before anything is made
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the workdir {workdir} cannot be made ({error.strerror}); choose another") from None
-    with log_to(workdir / "train.log"):
-        return run_steps(Run.open(options, workdir), workdir)
+    with log_to(workdir / "train.log"), Watchdog(distributed) as watchdog:
+        return run_steps(Run.open(options, workdir), workdir, watchdog)
 
 
-def run_steps(run: Run, workdir: Path) -> Outcome:
+def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
     """The training loop proper; see `train`."""
     config = run.config
     with (
         Checkpoints(workdir, config.checkpoint) as checkpoints,
         stop_signals() as stop,
         Clock(run.tell) as clock,
+        watchdog.over(clock),
         contextlib.ExitStack() as resources,
     ):
         with clock.on("checkpoint" if checkpoints.steps else "other"):
@@ -125,7 +127,8 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
                         with clock.on("evaluation"):
                             run.show_sample(state, writer)
                     meter.restart()
-                last = agreement.last_step(step)
+                with clock.on("device_wait"):
+                    last = agreement.last_step(step)
             if last < config.training.steps and (step > first or agreement.cause != SOURCE_GONE):
                 if previous is not None:
                     report(step, previous, config, meter, writer, bar)
