@@ -58,7 +58,8 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the workdir {workdir} cannot be made ({error.strerror}); choose another") from None
-    with log_to(workdir / "train.log"), Watchdog(distributed) as watchdog:
+    log = workdir / "train.log"
+    with log_to(log), Watchdog(distributed, log) as watchdog:
         return run_steps(Run.open(options, workdir), workdir, watchdog)
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from gpt2_jax.training.device_options import DistributedConfig
 from gpt2_jax.training.peers import LATE, TEMPORARY, End, Peers, Sign, end_of_lost
 
 TICK = 0.5  # seconds
-FAREWELL = 10.0  # seconds that the others of a process that failed have to end by themselves
+PATIENCE = 5.0  # seconds that the others of a process that failed have to end by themselves; it waits for them longer
 # What a process does, and where to look if it does that for ever; those that only wait for others come last.
 DOING = {
     "data_wait": ("waits for data", "does the source of the text, or the disk that it is on, still answer?"),
@@ -57,10 +58,11 @@ class Watchdog:
 
     Args:
       config: after how many seconds a run stands still, or a process is lost.
+      log: gets what is said at the end, as stderr does.
     """
 
-    def __init__(self, config: DistributedConfig):
-        self._config = config
+    def __init__(self, config: DistributedConfig, log: Path):
+        self._config, self._log = config, log
         self._peers = Peers(config.heartbeat_seconds) if jax.process_count() > 1 else None
         self._clock: Clock | None = None
         self._still, self._unanswered = Still(), Still()
@@ -166,7 +168,7 @@ class Watchdog:
         who = f"process {self._peers.index}"
         if not isinstance(error, jax.errors.JaxRuntimeError):
             code = exit_code(error)
-            self._peers.declare(End(code, f"{who} ended: {one_line(error) or type(error).__name__}", patience=FAREWELL))
+            self._peers.declare(End(code, f"{who} ended: {one_line(error) or type(error).__name__}", patience=PATIENCE))
             return
         self._peers.curious = True
         until = time.monotonic() + 2 * LATE * self._peers.interval
@@ -178,7 +180,7 @@ class Watchdog:
         elif self._peers.end is None and any(word in text for word in CONNECTION):
             self._peers.declare(End(TEMPORARY, f"{who} lost the connection to another process: {text}"))
         elif self._peers.end is None:
-            self._peers.declare(End(1, f"{who} ended: {text}", patience=FAREWELL))
+            self._peers.declare(End(1, f"{who} ended: {text}", patience=PATIENCE))
             return
         self._leave(self._peers.end or End(TEMPORARY, f"process 0 is gone: {text}"))
 
@@ -188,11 +190,16 @@ class Watchdog:
             prefix = f"process {self._peers.index}: " if self._peers is not None else ""
             advice = f"; {STAYS}" if end.code == TEMPORARY else ""
             text = f"{prefix}error: {end.message}{advice}"
-            with contextlib.suppress(Exception):  # a disk that is full or does not answer must not keep it
-                sys.stdout.flush()
-                if end.stacks:
-                    faulthandler.dump_traceback(sys.__stderr__)
-                print(text, file=sys.__stderr__, flush=True)
+
+            def say() -> None:
+                for file in (sys.__stderr__, self._log.open("a", encoding="utf-8")):
+                    if end.stacks:
+                        faulthandler.dump_traceback(file)
+                    print(text, file=file, flush=True)
+
+            saying = threading.Thread(target=say, daemon=True)  # it may be the disk that does not answer
+            saying.start()
+            saying.join(PATIENCE)
             if self._peers is not None and self._peers.index == 0:
                 time.sleep(3 * self._peers.interval)  # the others hear of it from here
             os._exit(end.code)
