@@ -166,7 +166,8 @@ def test_local_gives_each_process_a_gpu_of_its_own(root, environment, tmp_path):
 def test_slurm_dry_run(root, environment):
     result = run(str(root / "scripts/launch/slurm.sh"), "--dry-run", "--config=a b", environment=environment)
     assert (
-        result.stdout == (f"srun --kill-on-bad-exit=1 --label {sys.executable} scripts/train.py --config=a\\ b \n")
+        result.stdout
+        == (f"srun --kill-on-bad-exit=0 --wait=60 --label {sys.executable} scripts/train.py --config=a\\ b \n")
         and result.returncode == 0
     )
     directives = re.findall(r"^#SBATCH (.*)$", (root / "scripts/launch/slurm.sh").read_text(), re.M)

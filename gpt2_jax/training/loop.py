@@ -20,6 +20,7 @@ from gpt2_jax.model import num_parameters
 from gpt2_jax.sharding import global_batch
 from gpt2_jax.training import metrics
 from gpt2_jax.training.accounting import Clock
+from gpt2_jax.training.alike import check_alike
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
 from gpt2_jax.training.profile import Trace
@@ -53,13 +54,14 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
     Raises:
       InputError: bad options or data, a checkpoint of another config, a loss that is not finite, a full disk.
     """
-    distributed = Config.from_dict(options).distributed  # finds what is misspelt before anything is made
+    config = Config.from_dict(options)  # finds what is misspelt before anything is made
+    check_alike(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"the workdir {workdir} cannot be made ({error.strerror}); choose another") from None
     log = workdir / "train.log"
-    with log_to(log), Watchdog(distributed, log) as watchdog:
+    with log_to(log), Watchdog(config.distributed, log) as watchdog:
         return run_steps(Run.open(options, workdir), workdir, watchdog)
 
 

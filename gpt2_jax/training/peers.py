@@ -86,7 +86,7 @@ class Peers:
         self.end: End | None = None
         self.curious = self.index == 0
         self._heartbeat, self._heard = heartbeat_seconds, time.monotonic()
-        self._signs: dict[int, Sign] = {}
+        self._signs = self._expected()
         self._numbers, self._names = itertools.count(), f"gpt2_jax/{next(_runs)}"
         self._one = threading.Lock()
 
@@ -100,7 +100,7 @@ class Peers:
         """Reads what the others have told, and ends the run where one of them is lost."""
         now = time.monotonic()
         if now - self._heard > LATE * self.interval:  # this process was stopped, and what it knows is old
-            self._signs.clear()
+            self._signs = self._expected()
         if self.curious:
             self._read_signs()
             if lost := self.silent(self._heartbeat):
@@ -127,18 +127,21 @@ class Peers:
         """The last signs of all processes that are not done."""
         return {i: sign for i, sign in sorted(self._signs.items()) if sign.doing}
 
+    def _expected(self) -> dict[int, Sign]:
+        return {i: Sign(time.monotonic(), -1, "an unknown host", "preparing") for i in range(self.count)}
+
     def _read_signs(self) -> None:
         signs = dict(self._signs)
         for key, text in store().key_value_dir_get(f"{self._names}/signs/"):
             index, values = int(key.rpartition("/")[2]), json.loads(text)
-            if index not in signs or signs[index].number != values[0]:
+            if signs[index].number != values[0]:
                 signs[index] = Sign(time.monotonic(), *values)
         self._signs = signs
 
 
 def end_of_lost(lost: dict[int, Sign], seconds: float) -> End:
     """The end of a run some of whose processes are not heard of any more."""
-    named = "; ".join(f"process {i} on {sign.host}, at step {sign.step}" for i, sign in lost.items())
+    named = "; ".join(f"process {i} on {sign.host}, last at step {sign.step}" for i, sign in lost.items())
     return End(
         TEMPORARY,
         f"nothing was heard for {seconds:.0f} seconds of {named}: killed, stopped, or its machine or network is gone",

@@ -34,8 +34,8 @@ esac
     exit 2
 }
 
-# --kill-on-bad-exit: where a process failed, the others wait for it in vain.
-command=(srun --kill-on-bad-exit=1 --label)
+# Where a process failed, the others end by themselves, with the code that says why: killed at once, they could not.
+command=(srun --kill-on-bad-exit=0 --wait=60 --label)
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK") # srun does not inherit it
 command+=("${PYTHON:-.venv/bin/python}" scripts/train.py "$@")
 if [ -n "$dry_run" ]; then
