@@ -9,7 +9,6 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -80,7 +79,7 @@ def sources() -> dict[str, str]:
     """The digest of each file of this package."""
     root = Path(gpt2_jax.__file__).parent
     files = {f"gpt2_jax/{path.relative_to(root).as_posix()}": path for path in sorted(root.rglob("*.py"))}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:12] for name, path in files.items()}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:8] for name, path in files.items()}
 
 
 def versions() -> dict[str, str]:
@@ -94,23 +93,22 @@ def versions() -> dict[str, str]:
     return found
 
 
-def differences(first: dict[str, str], own: dict[str, str]) -> list[list[Any]]:
+def differences(first: dict[str, str], own: dict[str, str]) -> list[list[str]]:
     """[what, the value in process 0, the one here] of all that differs."""
     here = {**dict.fromkeys(first, "none"), **own}
     return [[name, first.get(name, "none"), value] for name, value in here.items() if first.get(name, "none") != value]
 
 
-def refusal(different: dict[int, list[list[Any]]]) -> str:
+def refusal(different: dict[int, list[list[str]]]) -> str:
     """Says what differs between which processes."""
-    where: dict[str, list[int]] = {}
+    where: dict[tuple[str, str, str], list[int]] = {}
     for index, found in sorted(different.items()):
-        for name, there, here in found:
-            what = name if name.endswith(".py") else f"{name} ({there} in process 0, {here} in the other)"
-            where.setdefault(what, []).append(index)
+        for what in found:
+            where.setdefault(tuple(what), []).append(index)
     named = []
-    for what, indices in itertools.islice(where.items(), NAMED):
-        others = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-        named.append(f"{what} differs between process 0 and {'process' if len(indices) == 1 else 'processes'} {others}")
+    for (name, first, here), indices in itertools.islice(where.items(), NAMED):
+        others = f"process{'es' * (len(indices) > 1)} {', '.join(map(str, indices[:8]))}{', ...' * (len(indices) > 8)}"
+        named.append(f"{name} differs between process 0 ({first}) and {others} ({here})")
     if len(where) > NAMED:
         named.append(f"and {len(where) - NAMED} more")
     return "; ".join(named)

@@ -51,6 +51,8 @@ class DistributedConfig:
       heartbeat_seconds: after which a process that is not heard of any more counts as lost, and ends all others.
       stall_seconds: without progress, after which a run ends and says what it waited for, also one of a single process;
         longer than it takes to compile a step, or to save or restore a checkpoint. 0 waits for ever.
+      preemption_notice: whom to ask whether this machine is about to be taken away, which counts as SIGTERM: "auto" asks
+        Google's metadata server on Google's VMs, "gce" does so wherever this is, "off" waits for signals alone.
       initialization_seconds: that processes wait for each other at the start.
     """
 
@@ -60,6 +62,7 @@ class DistributedConfig:
     process_id: int = -1
     heartbeat_seconds: int = 100
     stall_seconds: int = 1800
+    preemption_notice: Literal["auto", "gce", "off"] = "auto"
     initialization_seconds: int = 300
 
     def __post_init__(self):

@@ -4,7 +4,10 @@ What one process of several learns, all have to act on at the same step, or the 
 """
 
 import contextlib
+import os
+import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what many a `sbatch --signal` asks for
+DEAF = 5.0  # seconds that the main thread may take for a second signal; it hears none while it waits in C++
 SOURCE_GONE = 255  # beside the numbers of signals
 
 
@@ -44,11 +48,27 @@ def stop_signals() -> Iterator[Stop]:
     """`SIGNALS` let the running step finish and be saved; a second one stops at once."""
     stop = Stop()
     before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    hears, tells = os.pipe()
+    os.set_blocking(tells, False)
+    wakes = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(hears,), name="signals", daemon=True).start()
     try:
         yield stop
     finally:
+        signal.set_wakeup_fd(wakes)
+        os.close(tells)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_at_second(hears: int) -> None:
+    """Ends the process at a second signal, if the main thread does not; Python writes their numbers to that pipe."""
+    count = 0
+    while byte := os.read(hears, 1):
+        count += byte[0] in SIGNALS
+        if count == 2 and not select.select([hears], [], [], DEAF)[0]:
+            os._exit(128 + byte[0])
+    os.close(hears)
 
 
 class Agreement:

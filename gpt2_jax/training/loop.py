@@ -23,6 +23,7 @@ from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.alike import check_alike
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
+from gpt2_jax.training.notices import watch_notices
 from gpt2_jax.training.profile import Trace
 from gpt2_jax.training.run import Run, check_finite
 from gpt2_jax.training.watchdog import Watchdog
@@ -73,6 +74,7 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
         stop_signals() as stop,
         Clock(run.tell) as clock,
         watchdog.over(clock),
+        watch_notices(config.distributed, stop),
         contextlib.ExitStack() as resources,
     ):
         with clock.on("checkpoint" if checkpoints.steps else "other"):
