@@ -219,6 +219,9 @@ def _join(meeting: Meeting, config: DistributedConfig) -> None:
         _check_port(meeting)
     ended: queue.Queue[Exception | None] = queue.Queue()
 
+    # JAX's own service would take SIGTERM and do nothing until interruption.py does.
+    jax.config.update("jax_enable_preemption_service", False)
+
     def initialize() -> None:
         try:
             jax.distributed.initialize(

@@ -7,6 +7,7 @@ and by whom, and end the process with `TEMPORARY`: the same command goes on from
 import contextlib
 import faulthandler
 import os
+import re
 import signal
 import socket
 import sys
@@ -27,17 +28,17 @@ TICK = 0.5  # seconds
 PATIENCE = 5.0  # seconds that the others of a process that failed have to end by themselves; it waits for them longer
 # What a process does, and where to look if it does that for ever; those that only wait for others come last.
 DOING = {
-    "data_wait": ("waits for data", "does the source of the text, or the disk that it is on, still answer?"),
-    "checkpoint": ("saves or restores a checkpoint", "does the disk of the workdir still answer?"),
-    "preparing": ("prepares the data", "does the source of the text, or the disk that it is on, still answer?"),
-    "evaluation": ("evaluates", "the stacks say where"),
-    "compile": ("compiles", "the stacks say where"),
-    "other": ("is between two steps", "the stacks say where"),
-    "dispatch": ("hands a step to its devices", "do all devices still answer?"),
-    "device_wait": ("waits for its devices", "do all devices still answer?"),
+    "data_wait": ("waits for data", "see whether the source of the text and its disk still answer"),
+    "checkpoint": ("saves or restores a checkpoint", "see whether the disk of the workdir still answers"),
+    "preparing": ("prepares the data", "see whether the source of the text and its disk still answer"),
+    "evaluation": ("evaluates", "the stacks of its threads say where"),
+    "compile": ("compiles", "the stacks of its threads say where"),
+    "other": ("is between two steps", "the stacks of its threads say where"),
+    "dispatch": ("hands a step to its devices", "see whether all devices and their network still work"),
+    "device_wait": ("waits for its devices", "see whether all devices and their network still work"),
 }
 # Of messages of devices that could not reach those of another process, rather than ran out of memory or the like.
-CONNECTION = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "onnection", "Socket", "heartbeat")
+CONNECTION = re.compile("Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|[Cc]onnection|[Ss]ocket|heartbeat")
 STAYS = "the last checkpoint stays, and the same command goes on from there"
 
 
@@ -89,8 +90,8 @@ class Watchdog:
         self._clock = clock
         try:
             yield
-        except jax.errors.JaxRuntimeError as error:
-            if self._peers is not None:
+        except Exception as error:
+            if self._peers is not None and of_devices(error):
                 self._failed(error)  # before anything waits for the others to close a checkpoint
             raise
         finally:
@@ -166,7 +167,7 @@ class Watchdog:
             return
         self._judged = error
         who = f"process {self._peers.index}"
-        if not isinstance(error, jax.errors.JaxRuntimeError):
+        if not of_devices(error):
             code = exit_code(error)
             self._peers.declare(End(code, f"{who} ended: {one_line(error) or type(error).__name__}", patience=PATIENCE))
             return
@@ -177,7 +178,7 @@ class Watchdog:
         text = one_line(error)[:400]
         if self._peers.end is None and (lost := self._peers.silent()):
             self._peers.declare(end_of_lost(lost, LATE * self._peers.interval))
-        elif self._peers.end is None and any(word in text for word in CONNECTION):
+        elif self._peers.end is None and CONNECTION.search(text):
             self._peers.declare(End(TEMPORARY, f"{who} lost the connection to another process: {text}"))
         elif self._peers.end is None:
             self._peers.declare(End(1, f"{who} ended: {text}", patience=PATIENCE))
@@ -203,6 +204,14 @@ class Watchdog:
             if self._peers is not None and self._peers.index == 0:
                 time.sleep(3 * self._peers.interval)  # the others hear of it from here
             os._exit(end.code)
+
+
+def of_devices(error: BaseException) -> bool:
+    """Whether it came from the devices, which fail where those of another process do not answer."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return True
+    # What fails while it is handed to the devices comes as a ValueError.
+    return type(error) in (ValueError, RuntimeError) and CONNECTION.search(str(error)) is not None
 
 
 def exit_code(error: BaseException) -> int:
