@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,15 @@ STAYS = "the last checkpoint stays, and the same command goes on from there"
 
 
 class Still:
-    """For how long a value has not changed, by a clock that stands still while this process is stopped (ctrl-Z)."""
+    """For how long a value has not changed, seen every `TICK`; while this process was stopped does not count."""
 
-    def __init__(self):
-        self.seconds, self._value = 0.0, None
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.seconds = 0.0
+        self._clock, self._last, self._value = clock, clock(), None
 
-    def see(self, value: Any, passed: float) -> float:
+    def see(self, value: Any) -> float:
+        now = self._clock()
+        passed, self._last = min(now - self._last, 4 * TICK), now
         self.seconds = self.seconds + passed if value == self._value else 0.0
         self._value = value
         return self.seconds
@@ -99,10 +102,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         """Talks to nobody, so nothing holds it up."""
-        last = time.monotonic()
         while not self._closed.wait(TICK):
-            passed, last = min(time.monotonic() - last, 4 * TICK), time.monotonic()
-            still = self._still.see(self._clock and self._clock.signs, passed)
+            still = self._still.see(self._clock and self._clock.signs)
             if self._stands_still():
                 if self._peers is None:
                     self._leave(self._end_of_stall())
@@ -110,7 +111,7 @@ class Watchdog:
                 if still > self._config.stall_seconds + 6 * self._peers.interval:  # process 0 does not answer either
                     self._leave(self._end_of_stall())
             if self._peers is not None:
-                silent = self._unanswered.see(self._peers.answers, passed)
+                silent = self._unanswered.see(self._peers.answers)
                 if silent > self._config.heartbeat_seconds:
                     what = "killed, stopped, or its machine or network is gone"
                     self._leave(End(TEMPORARY, f"process 0 has not answered for {silent:.0f} seconds: {what}"))

@@ -74,8 +74,8 @@ def test_many_processes_make_one_short_message():
     )
     assert alike.differences(a, a) == [] and ["gone", "x", "none"] in alike.differences(a, b)
     assert ["new", "none", "y"] in alike.differences(a, b)
-    assert alike.refusal({3: [["jax", "1", "2"]], 5: [["jax", "1", "2"], ["optax", "1", "3"]]}) == (
-        "jax differs between process 0 (1) and processes 3, 5 (2); optax differs between process 0 (1) and process 5 (3)"
+    assert alike.refusal({3: [["jax", "1", "2"]], 5: [["jax", "1", "2"], ["flax", "1", "3"]]}) == (
+        "jax differs between process 0 (1) and processes 3, 5 (2); flax differs between process 0 (1) and process 5 (3)"
     )
     text = alike.refusal({i: alike.differences(a, b) for i in range(1, 20)})
     assert text.startswith("jax differs between process 0 (1) and processes 1, 2, 3, 4, 5, 6, 7, 8, ... (2); ")
