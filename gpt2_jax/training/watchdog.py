@@ -103,13 +103,13 @@ class Watchdog:
     def _watch(self) -> None:
         """Talks to nobody, so nothing holds it up."""
         while not self._closed.wait(TICK):
-            still = self._still.see(self._clock and self._clock.signs)
+            clock = self._clock  # the main thread may take it away at any time
+            self._still.see(clock and clock.signs)
             if self._stands_still():
-                if self._peers is None:
+                if self._peers is None or self._stands_still(since=6 * self._peers.interval):  # or nobody answers
                     self._leave(self._end_of_stall())
-                self._peers.curious = True
-                if still > self._config.stall_seconds + 6 * self._peers.interval:  # process 0 does not answer either
-                    self._leave(self._end_of_stall())
+                else:
+                    self._peers.curious = True
             if self._peers is not None:
                 silent = self._unanswered.see(self._peers.answers)
                 if silent > self._config.heartbeat_seconds:
@@ -120,7 +120,7 @@ class Watchdog:
         """Talks to the other processes, by way of process 0."""
         while not self._closed.is_set():
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 does not answer; `_watch` counts how long
-                self._peers.tell(self._doing, self._still.seconds, self._clock.step if self._clock else 0)
+                self._peers.tell(*self._doing())
                 self._peers.hear()
                 if self._stands_still(since=3 * self._peers.interval):  # the others have said what they do
                     self._peers.declare(self._end_of_stall())
@@ -130,9 +130,10 @@ class Watchdog:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._peers.tell("")
 
-    @property
-    def _doing(self) -> str:
-        return self._clock.activity if self._clock else "preparing"
+    def _doing(self) -> tuple[str, float, int]:
+        """What is done, for how long by now, and at which step."""
+        clock = self._clock
+        return (clock.activity, self._still.seconds, clock.step) if clock else ("preparing", self._still.seconds, 0)
 
     def _stands_still(self, since: float = 0.0) -> bool:
         limit = self._config.stall_seconds
@@ -140,7 +141,7 @@ class Watchdog:
 
     def _end_of_stall(self) -> End:
         """Says who waits for what, those that only wait for others last."""
-        own = Sign(0.0, 0, socket.gethostname(), self._doing, self._still.seconds, self._clock.step)
+        own = Sign(0.0, 0, socket.gethostname(), *self._doing())
         if self._peers is None:
             return self._stall(f"the run {DOING[own.doing][0]}", own)
         missed, signs = self._peers.silent(), self._peers.signs() | {self._peers.index: own}
