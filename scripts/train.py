@@ -5,7 +5,16 @@
 
 On several machines, one such process on each: see scripts/launch/.
 
-Every option and its meaning is in gpt2_jax/config.py; `--config=FILE --help` shows these flags.
+Every option and its meaning is in gpt2_jax/config.py; `--config=FILE --help` shows these flags. It ends with
+
+    0              all steps are done
+    1              the command line is wrong, or a bug: the traceback says where
+    2              bad input, such as an option, a file or a full disk; nothing is gained by starting again as it is
+    75             no progress, or another process was lost: start again, and it goes on from the last checkpoint
+    130, 138, 143  stopped by SIGINT, SIGUSR1, SIGTERM or a notice and saved; at once, without saving, by a second one
+    134, 137, 139  ended from outside: aborted by JAX because process 0 was lost, killed, crashed; start again
+
+A signal before the first step ends it as it ends any program.
 """
 
 import os
