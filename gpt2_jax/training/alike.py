@@ -15,7 +15,7 @@ import jax
 import gpt2_jax
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, one_line
-from gpt2_jax.training.peers import store
+from gpt2_jax.training.peers import are_several, store
 
 LIBRARIES = (
     "jax",
@@ -41,7 +41,7 @@ def check_alike(config: Config) -> None:
     Raises:
       InputError: naming what differs, and between which processes.
     """
-    if jax.process_count() == 1:
+    if not are_several():
         return
     index, names = jax.process_index(), f"gpt2_jax/alike/{next(_calls)}"
     seconds, own = config.distributed.initialization_seconds, description(config)

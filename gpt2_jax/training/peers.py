@@ -65,6 +65,11 @@ def store() -> Any:
     return distributed.global_state.client
 
 
+def are_several() -> bool:
+    """Whether the run has several processes; asked in one that is alone, it does not start JAX's devices."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 class Peers:
     """The processes of a run, as this one hears of them.
 

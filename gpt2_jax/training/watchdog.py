@@ -22,7 +22,7 @@ import jax
 from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.device_options import DistributedConfig
-from gpt2_jax.training.peers import LATE, TEMPORARY, End, Peers, Sign, end_of_lost
+from gpt2_jax.training.peers import LATE, TEMPORARY, End, Peers, Sign, are_several, end_of_lost
 
 TICK = 0.5  # seconds
 PATIENCE = 5.0  # seconds that the others of a process that failed have to end by themselves; it waits for them longer
@@ -67,7 +67,7 @@ class Watchdog:
 
     def __init__(self, config: DistributedConfig, log: Path):
         self._config, self._log = config, log
-        self._peers = Peers(config.heartbeat_seconds) if jax.process_count() > 1 else None
+        self._peers = Peers(config.heartbeat_seconds) if are_several() else None
         self._clock: Clock | None = None
         self._still, self._unanswered = Still(), Still()
         self._closed, self._leaving = threading.Event(), threading.Lock()
