@@ -52,7 +52,7 @@ class Process:
         """`code`, with which this process is about to end after an error.
 
         A process that ends waits for the others, which never come if they wait for this one in the middle of a step.
-        So it ends without them in a while: then JAX aborts them.
+        So it ends without them in a while; what ends them, see watchdog.py.
         """
         if self.count > 1:
             farewell = threading.Timer(FAREWELL, os._exit, (code,))

@@ -46,7 +46,6 @@ class Sign:
       number: of the sign; what is read again is no new one.
       host: where the process is.
       doing: one of `accounting.ACTIVITIES` or "preparing"; "" where it is done.
-      seconds: that it has been doing that.
       step: steps that it has begun.
     """
 
@@ -54,7 +53,6 @@ class Sign:
     number: int
     host: str
     doing: str
-    seconds: float = 0.0
     step: int = 0
 
 
@@ -95,10 +93,10 @@ class Peers:
         self._numbers, self._names = itertools.count(), f"gpt2_jax/{next(_runs)}"
         self._one = threading.Lock()
 
-    def tell(self, doing: str, seconds: float = 0.0, step: int = 0) -> None:
+    def tell(self, doing: str, step: int = 0) -> None:
         """Gives a sign of life."""
         with self._one:  # what is told last stays
-            values = [next(self._numbers), socket.gethostname(), doing, seconds, step]
+            values = [next(self._numbers), socket.gethostname(), doing, step]
             store().key_value_set(f"{self._names}/signs/{self.index}", json.dumps(values), allow_overwrite=True)
 
     def hear(self) -> None:

@@ -103,7 +103,7 @@ class Watchdog:
     def _watch(self) -> None:
         """Talks to nobody, so nothing holds it up."""
         while not self._closed.wait(TICK):
-            clock = self._clock  # the main thread may take it away at any time
+            clock = self._clock  # read once: the main thread takes it away at the end
             self._still.see(clock and clock.signs)
             if self._stands_still():
                 if self._peers is None or self._stands_still(since=6 * self._peers.interval):  # or nobody answers
@@ -130,10 +130,10 @@ class Watchdog:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._peers.tell("")
 
-    def _doing(self) -> tuple[str, float, int]:
-        """What is done, for how long by now, and at which step."""
+    def _doing(self) -> tuple[str, int]:
+        """What is done, and at which step."""
         clock = self._clock
-        return (clock.activity, self._still.seconds, clock.step) if clock else ("preparing", self._still.seconds, 0)
+        return (clock.activity, clock.step) if clock else ("preparing", 0)
 
     def _stands_still(self, since: float = 0.0) -> bool:
         limit = self._config.stall_seconds
