@@ -49,7 +49,7 @@ class DistributedConfig:
       num_processes: in all; 0: the environment's JAX_NUM_PROCESSES, OMPI_COMM_WORLD_SIZE or SLURM_NTASKS.
       process_id: of this one, from 0; -1: the environment's JAX_PROCESS_ID, OMPI_COMM_WORLD_RANK or SLURM_PROCID.
       heartbeat_seconds: after which a process that is not heard of any more counts as lost, and ends all others.
-      stall_seconds: without progress once the data is open, after which a run ends and says what it waited for, also one
+      stall_seconds: without progress once the data is open, after which a run ends and says what it waits for, also one
         of a single process; longer than it takes to compile a step, or to save a checkpoint. 0 waits for ever.
       preemption_notice: whom to ask whether this machine is to be taken away, which counts as SIGTERM: "auto" asks
         Google's metadata server on Google's VMs, "gce" does so wherever this is, "off" waits for signals alone.
