@@ -5,11 +5,19 @@
 
 On several machines, one such process on each: see scripts/launch/.
 
-Every option and its meaning is in gpt2_jax/config.py; `--config=FILE --help` shows these flags.
+Every option and its meaning is in gpt2_jax/config.py; `--config=FILE --help` shows these flags. It ends with
+
+    0              all steps are done
+    1              the command line is wrong, or a bug: the traceback says where
+    2              bad input, such as an option, a file or a full disk; nothing is gained by starting again as it is
+    75             no progress, or another process was lost: start again, and it goes on from the last checkpoint
+    130, 138, 143  stopped by SIGINT, SIGUSR1, SIGTERM or a notice and saved; at once, without saving, by a second one
+    134, 137, 139  ended from outside: aborted by JAX because process 0 was lost, killed, crashed; start again
+
+A signal before the first step ends it as it ends any program.
 """
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -20,6 +28,7 @@ from gpt2_jax import InputError, compilation_cache
 from gpt2_jax.config import Config, parse_flags
 from gpt2_jax.training import distributed
 from gpt2_jax.training.memory import keep_freed_memory
+from gpt2_jax.training.watchdog import STAYS, exit_code
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, such as configs/quickstart.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run found there goes on.")
@@ -47,10 +56,12 @@ def main(argv: list[str]) -> int:
         saved = "what was saved stays: put it right and run the same command again"
         print(f"{process.prefix}error: {error}; {saved}", file=sys.stderr)
         return process.exit_code(2)
-    except KeyboardInterrupt:
-        saved = "what was saved stays, and the same command goes on from there"
-        print(f"{process.prefix}interrupted; {saved}", file=sys.stderr)
-        return process.exit_code(128 + signal.SIGINT)
+    except KeyboardInterrupt as error:
+        print(f"{process.prefix}interrupted, without saving; {STAYS}", file=sys.stderr)
+        return process.exit_code(exit_code(error))
+    except Exception:
+        process.exit_code(1)  # after the traceback, where the others do not end
+        raise
     if outcome.signal is not None:
         if process.index == 0:
             print(f"stopped and saved at step {outcome.step}; to go on, run the same command again")

@@ -150,6 +150,38 @@ def test_local_ends_all_processes_when_one_fails(root, environment, tmp_path):
     assert result.returncode == 2 and time.monotonic() - started < 30
 
 
+@pytest.mark.parametrize(
+    ("codes", "ended", "starts"),
+    [
+        ("75 0", 0, 2), ("137 134 0", 0, 3), ("75 75 75 75", 75, 3), ("2", 2, 1), ("1", 1, 1), ("130", 130, 1),
+        ("138", 138, 1), ("143", 143, 1), ("75 2", 2, 2),
+    ],
+)  # fmt: skip
+def test_local_starts_again_what_another_start_may_mend(root, environment, tmp_path, codes, ended, starts):
+    """Process 1 ends with these codes, one after the other; process 0 well."""
+    python = write_stand_in(
+        tmp_path, "python",
+        f"codes=({codes}); [ $JAX_PROCESS_ID = 1 ] || exit 0; cd {tmp_path}; echo >>starts\n"
+        "exit ${codes[$(wc -l <starts) - 1]}\n",
+    )  # fmt: skip
+    command = [str(root / "scripts/launch/local.sh"), "--port", "1234", "2", "--", "--config=a"]
+    result = run(*command, environment=environment | {"PYTHON": str(python), "MAX_RESTARTS": "2"})
+    assert result.returncode == ended and len((tmp_path / "starts").read_text()) == starts
+    assert result.stdout == "".join(f"ended with {codes.split()[i]}; restart {i + 1}\n" for i in range(starts - 1))
+    given_up = "error: ended with 75 after 2 restarts; no more (MAX_RESTARTS)\n"
+    assert result.stderr == (given_up if codes == "75 75 75 75" else "")
+
+
+def test_local_does_not_start_again_what_it_was_told_to_stop(root, environment, tmp_path):
+    python = write_stand_in(tmp_path, "python", f"trap 'exit 75' TERM; cd {tmp_path}; echo >>starts; sleep 30 & wait\n")
+    command = [str(root / "scripts/launch/local.sh"), "--port", "1234", "1", "--", "--config=a"]
+    process = subprocess.Popen(command, env=environment | {"PYTHON": str(python)})
+    while not (tmp_path / "starts").exists():
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(20) == 75 and len((tmp_path / "starts").read_text()) == 1
+
+
 def test_local_gives_each_process_a_gpu_of_its_own(root, environment, tmp_path):
     python = write_stand_in(
         tmp_path,
@@ -166,7 +198,8 @@ def test_local_gives_each_process_a_gpu_of_its_own(root, environment, tmp_path):
 def test_slurm_dry_run(root, environment):
     result = run(str(root / "scripts/launch/slurm.sh"), "--dry-run", "--config=a b", environment=environment)
     assert (
-        result.stdout == (f"srun --kill-on-bad-exit=1 --label {sys.executable} scripts/train.py --config=a\\ b \n")
+        result.stdout
+        == (f"srun --kill-on-bad-exit=0 --wait=60 --label {sys.executable} scripts/train.py --config=a\\ b \n")
         and result.returncode == 0
     )
     directives = re.findall(r"^#SBATCH (.*)$", (root / "scripts/launch/slurm.sh").read_text(), re.M)
@@ -176,7 +209,7 @@ def test_slurm_dry_run(root, environment):
 @pytest.mark.parametrize(
     ("ended", "restarts", "code", "requeued"),
     [(0, "0", 0, False), (2, "0", 2, False), (1, "0", 1, False), (130, "0", 130, False), (143, "0", 0, True),
-     (137, "2", 0, True), (143, "3", 143, False)],
+     (137, "2", 0, True), (75, "0", 0, True), (138, "0", 0, True), (143, "3", 143, False)],
 )  # fmt: skip
 def test_slurm_queues_again_what_was_preempted(root, environment, tmp_path, ended, restarts, code, requeued):
     bin = tmp_path / "bin"
@@ -262,6 +295,7 @@ esac
         (["0 ACTIVE"], 0, 1, ""),
         (["143 SUSPENDED", "143 ACTIVE", "0 ACTIVE"], 0, 2, "ended with 143; restart 2"),
         (["255 ACTIVE", "1 SUSPENDING", "0 ACTIVE"], 0, 2, "ended with 1; restart 2"),
+        (["75 ACTIVE", "0 ACTIVE"], 0, 1, "ended with 75; restart 1"),
         (["2 ACTIVE"], 2, 1, ""),
         (["2 SUSPENDED"], 2, 1, ""),
         (["143 ACTIVE", "1 ACTIVE"], 1, 1, "ended with 143; restart 1"),
@@ -291,7 +325,7 @@ def test_tpu_vm_says_that_a_request_failed(root, environment, tmp_path):
 def test_skypilot_tells_each_node_who_it_is(root, environment, tmp_path):
     task = yaml.safe_load((root / "scripts/launch/skypilot.yaml").read_text())
     assert 2 not in task["resources"]["job_recovery"]["recover_on_exit_codes"]
-    assert 143 in task["resources"]["job_recovery"]["recover_on_exit_codes"]
+    assert {75, 134, 137, 138, 143} == set(task["resources"]["job_recovery"]["recover_on_exit_codes"])
     python = write_stand_in(
         tmp_path, "python", 'echo "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID $@"\n'
     )

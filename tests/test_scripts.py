@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from gpt2_jax.training import interruption
+from gpt2_jax.training.peers import TEMPORARY
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -105,3 +109,15 @@ def test_ctrl_c_and_a_kill_cost_no_loss_that_is_not_repeated(command, tmp_path):
     result = run(command())
     assert result.returncode == 0 and "resumed from step " in result.stdout, result.stderr
     assert losses(workdir) == losses(straight)
+
+
+def test_exit_codes_are_those_of_the_readme(command, pytestconfig):
+    numbers = lambda text: {int(number) for number in re.findall(r"\d+", text)}
+    table = (pytestconfig.rootpath / "README.md").read_text().split("| exit code of `scripts/train.py` |")[1]
+    rows = table.split("\n\n")[0].splitlines()[2:]
+    said = run([*command()[:3], "--help"]).stdout.split("It ends with")[1].split("A signal before")[0]
+    lines = re.findall(r"^ +(\d[\d, ]*?)  ", said, re.M)
+    assert numbers(" ".join(row.split("|")[1] for row in rows)) == numbers(" ".join(lines))
+    signals = {128 + number for number in interruption.SIGNALS}
+    killed = {128 + number for number in (signal.SIGABRT, signal.SIGKILL, signal.SIGSEGV)}
+    assert numbers(" ".join(lines)) == {0, 1, 2, TEMPORARY} | signals | killed

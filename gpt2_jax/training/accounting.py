@@ -16,6 +16,7 @@ COMPILE_SPANS = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",  # reading the persistent cache instead is in it
 )
+ALIVE = "/gpt2_jax/alive"  # an event of work that is one activity for long, and goes on
 CACHE_ASKED = "/jax/compilation_cache/compile_requests_use_cache"
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
@@ -31,10 +32,13 @@ class Clock:
 
     Attributes:
       seconds: spent so far, of all `ACTIVITIES`, up to the last change of activity.
+      step: that was dispatched last.
+      signs: of progress, counted: changes of activity, and events of JAX and `ALIVE` in its thread.
     """
 
     def __init__(self, say: Callable[[str], None] = lambda _: None):
         self.seconds = dict.fromkeys(ACTIVITIES, 0.0)
+        self.step = self.signs = 0
         self._say = say
         self._activities = ["other"]
         self._since = time.perf_counter()
@@ -44,12 +48,17 @@ class Clock:
 
     def __enter__(self) -> "Clock":
         jax.monitoring.register_event_time_span_listener(self._compiled)
-        jax.monitoring.register_event_listener(self._cache_event)
+        jax.monitoring.register_event_listener(self._event)
         return self
 
     def __exit__(self, *_: Any) -> None:
         jax.monitoring.unregister_event_time_span_listener(self._compiled)
-        jax.monitoring.unregister_event_listener(self._cache_event)
+        jax.monitoring.unregister_event_listener(self._event)
+
+    @property
+    def activity(self) -> str:
+        """What is being done."""
+        return self._activities[-1]
 
     @contextlib.contextmanager
     def on(self, activity: str) -> Iterator[None]:
@@ -65,6 +74,7 @@ class Clock:
     @contextlib.contextmanager
     def dispatching(self, step: int) -> Iterator[None]:
         """Around a call of the training step, `step` its number in traces; says what was compiled for it, if it was."""
+        self.step = step
         before, asked, hits = self.seconds["compile"], self._asked, self._hits
         with self.on("dispatch"), jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
@@ -91,6 +101,7 @@ class Clock:
         now = time.perf_counter()
         self.seconds[self._activities[-1]] += now - self._since
         self._since = now
+        self.signs += 1
 
     def _compiled(self, event: str, start: float, end: float, **_: Any) -> None:
         """Moves a span of compiling from the activity that it was part of to "compile"."""
@@ -106,7 +117,8 @@ class Clock:
         self.seconds["compile"] += seconds
         self.seconds[activity] -= seconds
 
-    def _cache_event(self, event: str, **_: Any) -> None:
+    def _event(self, event: str, **_: Any) -> None:
+        self.signs += threading.get_ident() == self._thread
         self._asked += event == CACHE_ASKED
         self._hits += event == CACHE_HIT
 

@@ -48,7 +48,11 @@ class DistributedConfig:
       coordinator: "HOST:PORT" of process 0, as the others reach it; empty: the environment's JAX_COORDINATOR_ADDRESS.
       num_processes: in all; 0: the environment's JAX_NUM_PROCESSES, OMPI_COMM_WORLD_SIZE or SLURM_NTASKS.
       process_id: of this one, from 0; -1: the environment's JAX_PROCESS_ID, OMPI_COMM_WORLD_RANK or SLURM_PROCID.
-      heartbeat_seconds: after which a process that is not heard of any more counts as dead, and ends all others.
+      heartbeat_seconds: after which a process that is not heard of any more counts as lost, and ends all others.
+      stall_seconds: without progress once the data is open, after which a run ends and says what it waits for, also one
+        of a single process; longer than it takes to compile a step, or to save a checkpoint. 0 waits for ever.
+      preemption_notice: whom to ask whether this machine is to be taken away, which counts as SIGTERM: "auto" asks
+        Google's metadata server on Google's VMs, "gce" does so wherever this is, "off" waits for signals alone.
       initialization_seconds: that processes wait for each other at the start.
     """
 
@@ -57,6 +61,8 @@ class DistributedConfig:
     num_processes: int = 0
     process_id: int = -1
     heartbeat_seconds: int = 100
+    stall_seconds: int = 1800
+    preemption_notice: Literal["auto", "gce", "off"] = "auto"
     initialization_seconds: int = 300
 
     def __post_init__(self):
@@ -87,6 +93,7 @@ class DistributedConfig:
             "'auto' or 'on' where distributed.coordinator, num_processes or process_id is given",
         )
         check(self.heartbeat_seconds >= 1, "distributed.heartbeat_seconds", self.heartbeat_seconds, "at least 1")
+        check(self.stall_seconds >= 0, "distributed.stall_seconds", self.stall_seconds, "0 (off) or more")
         check(
             self.initialization_seconds >= 1,
             "distributed.initialization_seconds",

@@ -27,8 +27,8 @@ OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"  # says where mpirun is; Open MPI 5 has not
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")  # inside of srun
 GKE = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
-PATIENCE = 60  # seconds that JAX waits longer than we do: where it gives up, it aborts the process without a word
-FAREWELL = 20.0  # seconds that a process which failed waits for the others to end, too
+PATIENCE = 60  # seconds that JAX waits longer than we do: where it gives up, it aborts the process
+FAREWELL = 10.0  # seconds that a process which failed waits for the others to end, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Process:
         """`code`, with which this process is about to end after an error.
 
         A process that ends waits for the others, which never come if they wait for this one in the middle of a step.
-        So it ends without them in a while: then JAX aborts them.
+        So it ends without them in a while; what ends them, see watchdog.py.
         """
         if self.count > 1:
             farewell = threading.Timer(FAREWELL, os._exit, (code,))
@@ -219,6 +219,9 @@ def _join(meeting: Meeting, config: DistributedConfig) -> None:
         _check_port(meeting)
     ended: queue.Queue[Exception | None] = queue.Queue()
 
+    # JAX's own service would take SIGTERM and do nothing until interruption.py does.
+    jax.config.update("jax_enable_preemption_service", False)
+
     def initialize() -> None:
         try:
             jax.distributed.initialize(
@@ -228,7 +231,7 @@ def _join(meeting: Meeting, config: DistributedConfig) -> None:
                 local_device_ids=meeting.local_device_ids,
                 cluster_detection_method=meeting.method,
                 initialization_timeout=config.initialization_seconds + PATIENCE,
-                heartbeat_timeout_seconds=config.heartbeat_seconds,
+                heartbeat_timeout_seconds=config.heartbeat_seconds + PATIENCE,
                 shutdown_timeout_seconds=max(config.heartbeat_seconds, config.initialization_seconds),
             )
         except Exception as error:

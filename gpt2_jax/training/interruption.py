@@ -1,10 +1,13 @@
-"""What ends a run early: ctrl-C and SIGTERM finish the step and save; so does a source of text that is gone.
+"""What ends a run early: ctrl-C, SIGTERM and SIGUSR1 finish the step and save; so does a source of text that is gone.
 
 What one process of several learns, all have to act on at the same step, or the others wait for it forever.
 """
 
 import contextlib
+import os
+import select
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what many a `sbatch --signal` asks for
+DEAF = 5.0  # seconds that the main thread may take for a second signal; it hears none while it waits in C++
 SOURCE_GONE = 255  # beside the numbers of signals
 
 
@@ -21,26 +26,49 @@ class Stop:
     """Which signal has asked the run to stop, if one has."""
 
     signal: int | None = None
+    _signalled = False
+
+    def ask(self, number: int, _frame: Any = None) -> None:
+        """Handles a signal: the first stops after the step, the second at once."""
+        if self._signalled:
+            raise KeyboardInterrupt(number)
+        self._signalled = True
+        if self.signal is None:
+            self.notice(number, "once more stops at once, without saving")
+
+    def notice(self, number: int, why: str) -> None:
+        """Stops after the step as if by a signal, which may still come."""
+        self.signal = number
+        if jax.process_index() == 0:
+            tqdm.write(f"stopping after this step and saving; {why}")
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM let the running step finish and be saved; a second one stops at once."""
+    """`SIGNALS` let the running step finish and be saved; a second one stops at once."""
     stop = Stop()
-
-    def ask(number: int, _frame: Any) -> None:
-        if stop.signal is not None:
-            raise KeyboardInterrupt
-        stop.signal = number
-        if jax.process_index() == 0:
-            tqdm.write("stopping after this step and saving; once more stops at once, without saving")
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    hears, tells = os.pipe()
+    os.set_blocking(tells, False)
+    wakes = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(hears,), name="signals", daemon=True).start()
     try:
         yield stop
     finally:
+        signal.set_wakeup_fd(wakes)
+        os.close(tells)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_at_second(hears: int) -> None:
+    """Ends the process at a second signal, if the main thread does not; Python writes their numbers to that pipe."""
+    count = 0
+    while byte := os.read(hears, 1):
+        count += byte[0] in SIGNALS
+        if count == 2 and not select.select([hears], [], [], DEAF)[0]:
+            os._exit(128 + byte[0])
+    os.close(hears)
 
 
 class Agreement:

@@ -19,12 +19,15 @@ from gpt2_jax.model import num_parameters
 from gpt2_jax.sharding import global_batch
 from gpt2_jax.training import metrics, out_of_memory
 from gpt2_jax.training.accounting import Clock
+from gpt2_jax.training.alike import check_alike
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
 from gpt2_jax.training.ladder import Done, Ladder
 from gpt2_jax.training.memory import keep_freed_memory
+from gpt2_jax.training.notices import watch_notices
 from gpt2_jax.training.profile import Trace
 from gpt2_jax.training.run import Run, check_finite
+from gpt2_jax.training.watchdog import Watchdog
 from gpt2_jax.training.workdir import claimed, log_to
 
 
@@ -55,21 +58,25 @@ def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
       InputError: bad options or data, a checkpoint of another config, another run in this workdir, bad numbers
         (ladder.py) again and again, a full disk, a step that needs more memory than there is.
     """
-    Config.from_dict(options)  # finds what is misspelt before anything is made
+    config = Config.from_dict(options)  # finds what is misspelt before anything is made
     keep_freed_memory()  # before JAX is asked for anything
-    with claimed(workdir), log_to(workdir / "train.log"):
+    check_alike(config)
+    log = workdir / "train.log"
+    with claimed(workdir), log_to(log), Watchdog(config.distributed, log) as watchdog:
         run = Run.open(options, workdir)
         with out_of_memory.explained(run.config, run.program):
-            return run_steps(run, workdir)
+            return run_steps(run, workdir, watchdog)
 
 
-def run_steps(run: Run, workdir: Path) -> Outcome:
+def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
     """The training loop proper; see `train`."""
     config = run.config
     with (
         Checkpoints(workdir, config.checkpoint, run.tell) as checkpoints,
         stop_signals() as stop,
         Clock(run.tell) as clock,
+        watchdog.over(clock),
+        watch_notices(config.distributed, stop),
         contextlib.ExitStack() as resources,
     ):
         with clock.on("checkpoint" if checkpoints.steps else "other"):
@@ -135,7 +142,8 @@ def run_steps(run: Run, workdir: Path) -> Outcome:
                         with clock.on("evaluation"):
                             run.show_sample(state, writer)
                     meter.restart()
-                last = agreement.last_step(step)
+                with clock.on("device_wait"):
+                    last = agreement.last_step(step)
             if last < config.training.steps and (step > first or agreement.cause != SOURCE_GONE):
                 if previous is not None:
                     report(previous, ladder, config, meter, writer, bar)

@@ -21,6 +21,7 @@ from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, on_one_device, rows_of
 from gpt2_jax.training import metrics
+from gpt2_jax.training.accounting import ALIVE
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
 from gpt2_jax.training.program import Program, eval_batch_size
 from gpt2_jax.training.step import TrainState
@@ -142,7 +143,10 @@ class Run:
             restart_positions=self.config.data.restart_positions,
         )
         sums = [self.eval_step(state.model, global_batch(batch, self.program.mesh)) for batch in windows]
-        count = sum(int(s["count"]) for s in sums)
+        count = 0
+        for s in sums:
+            count += int(s["count"])
+            jax.monitoring.record_event(ALIVE)
         if count == 0:
             raise InputError(
                 f"the validation windows of {name} hold prompts alone, of which nothing is learnt; raise"

@@ -10,9 +10,9 @@
 # before this script's name: --partition, --time, --account, --output, ...
 #
 # 5 minutes before the time limit, and when the job is preempted (if the partition's GraceTime is as long as a step and a
-# save), the processes get SIGTERM, save at the same step and end with 143. The job then goes back to the queue and goes on
-# from there, MAX_RESTARTS (100) times at most; so it does when a node or a process dies. Bad input (2) and other errors
-# end it. To save and stop for good: scontrol update JobId=JOB Requeue=0 && scancel --signal=TERM JOB
+# save), the processes get SIGTERM, save at the same step and end with 143; SIGUSR1 (138) does the same. The job then goes
+# back to the queue and goes on from there, MAX_RESTARTS (100) times at most; so it does when a node or a process dies, or
+# stands still (75, 134, 137). Bad input (2) and other errors end it. To save and stop for good: scontrol update JobId=JOB Requeue=0 && scancel --signal=TERM JOB
 # PYTHON chooses the interpreter, .venv/bin/python by default, the same on all nodes.
 #SBATCH --job-name=gpt2_jax
 #SBATCH --nodes=1
@@ -34,8 +34,8 @@ esac
     exit 2
 }
 
-# --kill-on-bad-exit: where a process failed, the others wait for it in vain.
-command=(srun --kill-on-bad-exit=1 --label)
+# Where a process failed, the others end by themselves, with the code that says why: killed at once, they could not.
+command=(srun --kill-on-bad-exit=0 --wait=60 --label)
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK") # srun does not inherit it
 command+=("${PYTHON:-.venv/bin/python}" scripts/train.py "$@")
 if [ -n "$dry_run" ]; then
@@ -51,7 +51,7 @@ fi
 cd "${SLURM_SUBMIT_DIR:-.}" # SLURM runs a copy of this file elsewhere
 status=0
 "${command[@]}" || status=$?
-if [ "$status" -le 128 ] || [ "$status" -eq 130 ]; then
+if [ "$status" -ne 75 ] && { [ "$status" -le 128 ] || [ "$status" -eq 130 ]; }; then
     exit "$status" # done, bad input, another error, or ctrl-C
 fi
 if [ "${SLURM_RESTART_COUNT:-0}" -ge "${MAX_RESTARTS:-100}" ]; then

@@ -21,8 +21,8 @@
 #   SETUP                           a command for each worker at setup, such as mounting the workdir's file system
 #   MAX_RESTARTS                    of `run`, 100 by default
 #
-# `run` starts again, with a new slice if this one is gone, after a preemption (saved, exit code 143), a killed or an
-# unreachable worker. It does not after success, bad input (2) or another error while the slice is there. It leaves the
+# `run` starts again, with a new slice if this one is gone, after a preemption (saved, exit code 143), a killed, lost (75)
+# or unreachable worker. It does not after success, bad input (2) or another error while the slice is there. It leaves the
 # slice running: delete it.
 set -euo pipefail
 
@@ -129,7 +129,7 @@ run() {
             return "$status"
         fi
         # What else gcloud returns may be of the workers' or its own: the request tells whether the slice is gone.
-        if [ "$status" -le 128 ] && exists && [ "$(state)" = ACTIVE ]; then
+        if [ "$status" -ne 75 ] && [ "$status" -le 128 ] && exists && [ "$(state)" = ACTIVE ]; then
             return "$status"
         fi
         restarts=$((restarts + 1))

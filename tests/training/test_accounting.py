@@ -71,7 +71,7 @@ def test_the_cache_is_named_where_the_step_came_from_it():
     for step, events in ((1, ("compile_requests_use_cache", "cache_hits")), (2, ("compile_requests_use_cache",))):
         with clock.dispatching(step):
             for event in events:
-                clock._cache_event(f"/jax/compilation_cache/{event}")
+                clock._event(f"/jax/compilation_cache/{event}")
             clock._compiled("/jax/core/compile/backend_compile_duration", step, step + 0.5)
     assert [line.endswith("0.5 s (from the persistent cache)") for line in told] == [True, False]
 

@@ -98,6 +98,8 @@ def test_what_is_not_clear_is_refused(options, environment, message):
         ({"num_processes": 2, "process_id": 2}, r"process_id is 2; it must be from 0 to .* \(1\), or -1"),
         ({"mode": "off", "process_id": 0}, "distributed.mode is 'off'; it must be 'auto' or 'on' where"),
         ({"heartbeat_seconds": 0}, "distributed.heartbeat_seconds is 0; it must be at least 1"),
+        ({"stall_seconds": -1}, r"distributed.stall_seconds is -1; it must be 0 \(off\) or more"),
+        ({"preemption_notice": "aws"}, "distributed.preemption_notice is 'aws'; it must be 'auto' or 'gce' or 'off'"),
         ({"initialization_seconds": 0}, "distributed.initialization_seconds is 0; it must be at least 1"),
     ],
 )
@@ -159,7 +161,7 @@ def test_what_jax_is_told(initialized, monkeypatch, capfd, environment, who, met
         who,
         {
             "local_device_ids": devices, "cluster_detection_method": method, "initialization_timeout": 80,
-            "heartbeat_timeout_seconds": 50, "shutdown_timeout_seconds": 50,
+            "heartbeat_timeout_seconds": 110, "shutdown_timeout_seconds": 50,
         },
     )  # fmt: skip
 

@@ -1,7 +1,12 @@
+import contextlib
+import ctypes
 import json
 import os
+import queue
 import shutil
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
@@ -10,8 +15,9 @@ from short_runs import use_devices, watch_batches
 
 import gpt2_jax
 from gpt2_jax import InputError
-from gpt2_jax.training import loop
+from gpt2_jax.training import interruption, loop
 from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.watchdog import exit_code
 
 TEXT = "it was the best of times, it was the worst of times; " * 60
 
@@ -94,7 +100,7 @@ def test_a_run_leaves_everything_behind(straight):
         assert checkpoints.steps[-2:] == [8, 12]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, straight, monkeypatch, number, capfd):
     steps = iter(range(100))
     plain = loop.global_batch
@@ -120,13 +126,36 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, straight, monkeypatch,
 def test_a_second_signal_stops_at_once(tmp_path, monkeypatch):
     def interrupting(batch, mesh):
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     watch_batches(monkeypatch, interrupting)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         loop.train(options(tmp_path), tmp_path / "run")
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert exit_code(stopped.value) == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) is handler and signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_second_signal_ends_a_process_that_waits_for_its_devices(monkeypatch):
+    """Python's handlers do not run while the main thread is in C++."""
+    monkeypatch.setattr(interruption, "DEAF", 0.2)
+    ended = queue.Queue()
+    monkeypatch.setattr(interruption.os, "_exit", ended.put)
+    c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    c.pthread_mutex_lock(mutex)
+
+    def signals():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            time.sleep(0.3)
+            os.kill(os.getpid(), number)
+        with contextlib.suppress(queue.Empty):
+            ended.put(ended.get(timeout=10))
+        c.pthread_mutex_unlock(mutex)
+
+    threading.Thread(target=signals).start()
+    with pytest.raises(KeyboardInterrupt), interruption.stop_signals():
+        c.pthread_mutex_lock(mutex)
+    assert ended.get_nowait() == 128 + signal.SIGINT
 
 
 def test_a_finished_run_has_nothing_left_to_do(straight):
