@@ -17,19 +17,20 @@ LARGEST = 16 << 20  # bytes; the tokenizer.json of GPT-2 has 2.1 MB, the manifes
 DEEPEST = 64  # objects and lists within each other
 
 
-def read(file: Path, what: str, advice: str) -> dict[str, Any]:
+def read(file: Path, what: str, advice: str, largest: int = LARGEST) -> dict[str, Any]:
     """The object in a JSON file.
 
     Args:
       file: to read.
       what: the middle of errors, of a file that is none: "is no index of weight files".
       advice: their end, what to do: "fetch it again".
+      largest: bytes that it may have.
 
     Raises:
       InputError: no such file, or not one JSON object as the module says.
     """
     try:
-        return parse(read_bytes(file))
+        return parse(read_bytes(file, largest))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise InputError(f"{file} {what} ({reason}); {advice}") from None

@@ -130,8 +130,8 @@ def _fetch(name: str, revision: str | None) -> Path:
     """The folder of a hub id's files, fetched or from the cache."""
     if not tokenizer_files.HUB_ID.fullmatch(name):
         raise InputError(
-            f"there is no folder or file {shown(name)}; give the workdir of a training run, a folder with GPT-2's files, "
-            "or a hub id such as openai-community/gpt2"
+            f"there is no folder or file {shown(name)}; give the workdir of a training run, a folder with GPT-2's "
+            "files, or a hub id such as openai-community/gpt2"
         )
     import huggingface_hub
 

@@ -35,8 +35,8 @@ def load(name: str | Path, *, revision: str | None = None) -> Tokenizer:
         raise InputError(f"revision is {revision!r}, but {shown(str(name))} has one, too; give one of them")
     if not HUB_ID.fullmatch(hub_id) or hub_id.endswith(".json") or bool(at) != bool(pinned):
         raise InputError(
-            f"tokenizer {shown(str(name))} does not exist (looked in {Path.cwd()}); give a tokenizer.json, a folder with "
-            "one or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2, with or without @revision"
+            f"tokenizer {shown(str(name))} does not exist (looked in {Path.cwd()}); give a tokenizer.json, a folder "
+            "with one or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2 (or gpt2@v1)"
         )
     return _load_from_hub(hub_id, pinned or revision)
 

@@ -164,7 +164,7 @@ def test_fields_left_out_are_gpt2_s_and_others_are_ignored(tmp_path):
         ({"n_layer": 0}, "model.n_layer is 0; it must be at least 1"),
         (
             {"layer_norm_epsilon": float("nan")},
-            r"config\.json cannot be read \(NaN is no number in JSON\); weights need the",
+            r"config\.json cannot be read \(NaN is no number in JSON\); weights",
         ),
         ({"layer_norm_epsilon": 0}, "model.layer_norm_epsilon is 0.0; it must be above 0, and finite"),
         ({"n_embd": 2**32}, "model.n_embd is 4294967296; it must be at least 1 and at most 2147483647"),
@@ -205,9 +205,7 @@ def test_tokenizers_that_do_not_fit(folder, lm, tmp_path):
     empty = json.loads(lm.tokenizer.to_json())
     empty["model"] |= {"vocab": {}, "merges": []}
     (folder / "tokenizer.json").write_text(json.dumps(empty))
-    with pytest.raises(
-        InputError, match=rf"gives '<\|endoftext\|>' the id {lm.tokenizer.end_of_text}, and it would be 0"
-    ):
+    with pytest.raises(InputError, match=rf"gives '<\|endoftext\|>' the id {lm.tokenizer.end_of_text}, and it would"):
         gpt2_jax.load(folder)
     empty["added_tokens"][0]["id"] = 0
     (folder / "tokenizer.json").write_text(json.dumps(empty))

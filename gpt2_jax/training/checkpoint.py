@@ -20,9 +20,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from gpt2_jax import json_files
 from gpt2_jax.config import CheckpointConfig, OptimizerConfig
 from gpt2_jax.data.options import with_defaults
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, one_line, shown
 from gpt2_jax.model import GPT2
 from gpt2_jax.training import seal
 from gpt2_jax.training.step import TrainState
@@ -36,10 +37,23 @@ FREE = (
 )
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
+METRICS = "metrics"  # Orbax's item of it
+LARGEST_ITEM = 128 << 20  # bytes of JSON; a tokenizer of 256,000 entries has 60 MB, as a string
 TO_READ = ("model", "config", "tokenizer")  # items that make a language model
 TO_GO_ON = (*TO_READ, "training")
 
 DISK_FAILURES = ("No space left", "File too large", "quota exceeded", "Permission denied", "Read-only", "Input/output")
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which a damaged file of metrics does not stop: what it says of "best" alone is lost."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        try:
+            found = json_files.parse(json_files.read_bytes(Path(self.directory) / str(step) / METRICS / METRICS))
+        except (OSError, ValueError):
+            return None
+        return found if type(found.get("val_loss")) is float else None
 
 
 class Checkpoints:
@@ -49,7 +63,7 @@ class Checkpoints:
         """Opens them: to write with `config`, else only to read.
 
         Raises:
-          InputError: nothing to read there.
+          InputError: nothing to read there, or a checkpoint at which Orbax fails.
         """
         self.directory = Path(workdir).absolute() / "checkpoints"
         if config is None and not self.directory.is_dir():
@@ -68,19 +82,28 @@ class Checkpoints:
         verbosity = logging.get_verbosity()
         if config is None:
             logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to read cannot be written
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep or None,
-                best_fn=lambda metrics: metrics["val_loss"],
-                best_mode="min",
-                cleanup_tmp_directories=config is not None,
-                temporary_path_class=seal.SealedPath,
-                read_only=config is None,
-                create=config is not None,
-            ),
-        )
-        logging.set_verbosity(verbosity)
+        try:
+            self._manager = _Manager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=keep or None,
+                    best_fn=lambda metrics: metrics["val_loss"],
+                    best_mode="min",
+                    cleanup_tmp_directories=config is not None,
+                    temporary_path_class=seal.SealedPath,
+                    read_only=config is None,
+                    create=config is not None,
+                ),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            folders = [path for path in self.directory.iterdir() if path.name.isdigit() and seal.damage(path, ())]
+            raise InputError(
+                f"{self.directory} cannot be opened ({type(error).__name__}: {one_line(error)}); the "
+                f"{seal.METADATA} of a checkpoint is damaged: move {', '.join(map(str, sorted(folders)))} elsewhere, "
+                "and the others are read"
+            ) from error
+        finally:
+            logging.set_verbosity(verbosity)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -119,10 +142,15 @@ class Checkpoints:
                 f"{self.directory} has no checkpoint that is not damaged: {listed}. Nothing was changed: bring back a "
                 "copy of one, or train anew in another --workdir"
             )
+        if step == "best":
+            for other in self.steps:
+                if (self.directory / str(other) / METRICS).exists() and self._manager.metrics(other) is None:
+                    tell(f"the metrics of step {other} in {self.directory} are damaged: it is not taken for the best")
         found = self._manager.best_step() if step == "best" else step
         if found not in self.steps:
             there = f"it has {', '.join(map(str, self.steps))}" if self.steps else "it is empty"
             raise InputError(f"{self.directory} has no checkpoint {step}; {there}")
+        items = (*items, METRICS) if step == "best" else items
         if what := seal.damage(self.directory / str(found), items):
             others = [other for other in self.steps if other != found]
             advice = f"it also has {', '.join(map(str, others))}" if others else "it is the only one"
@@ -197,27 +225,49 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def read_json(self, step: int) -> tuple[dict[str, Any], str]:
-        """The config (nested dicts) and the tokenizer (its JSON) saved with a step."""
-        items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return restored.config, restored.tokenizer["tokenizer.json"]
+        """The config (nested dicts) and the tokenizer (its JSON) saved with a step.
+
+        Raises:
+          InputError: they are not what `save` writes.
+        """
+        tokenizer = self._read_item(step, "tokenizer").get("tokenizer.json")
+        if not isinstance(tokenizer, str):
+            raise InputError(
+                f"the checkpoint of step {step} in {self.directory} has the tokenizer {shown(tokenizer)}, and it must "
+                "be the text of a tokenizer.json; use another checkpoint"
+            )
+        return self._read_item(step, "config"), tokenizer
 
     def read_stream(self, step: int) -> dict[str, Any]:
-        """Where a stream was at that step, see `Corpus.saved`."""
-        return self._manager.restore(step, args=ocp.args.Composite(stream=ocp.args.JsonRestore())).stream
+        """Where a stream was at that step, see `Corpus.saved`; raises like `read_json`."""
+        return self._read_item(step, "stream")
 
     def restore_model(self, step: int, abstract: GPT2) -> GPT2:
-        """The parameters alone, into the shapes and shardings of `abstract`."""
-        items = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items).model
+        """The parameters alone, into the shapes and shardings of `abstract`; raises like `restore`."""
+        return self._restore(step, model=ocp.args.StandardRestore(abstract)).model
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The whole state, bit for bit, into the shapes and shardings of `abstract`."""
-        items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(_all_but_model(abstract))
-        )
-        restored = self._manager.restore(step, args=items)
+        """The whole state, bit for bit, into the shapes and shardings of `abstract`.
+
+        Raises:
+          InputError: it is not of these shapes, or cannot be read.
+        """
+        training = ocp.args.StandardRestore(_all_but_model(abstract))
+        restored = self._restore(step, model=ocp.args.StandardRestore(abstract.model), training=training)
         return TrainState(model=restored.model, **restored.training)
+
+    def _read_item(self, step: int, item: str) -> dict[str, Any]:
+        file = self.directory / str(step) / item / "metadata"  # the name that Orbax gives it
+        return json_files.read(file, "is no part of a checkpoint", "use another checkpoint", LARGEST_ITEM)
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except Exception as error:  # of Orbax and TensorStore: no narrower class is common to them
+            raise InputError(
+                f"the checkpoint of step {step} in {self.directory} cannot be restored ({type(error).__name__}: "
+                f"{one_line(error)[:500]}); if its config was changed, put it back, or use another checkpoint"
+            ) from error
 
     @contextmanager
     def _failures_explained(self, step: int | None) -> Iterator[None]:
