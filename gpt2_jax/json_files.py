@@ -8,6 +8,7 @@ kind: what is parsed takes some 25 times the memory of its text.
 import json
 import math
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,6 +51,25 @@ def read_bytes(file: Path, largest: int = LARGEST) -> bytes:
         raise ValueError(f"it has {status.st_size:,} bytes, and may have {largest:,}")
     with file.open("rb") as stream:
         return stream.read(largest)
+
+
+def lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a file that are JSON objects, and these; others, cut off while they were written, are left out.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            while line := stream.readline(LARGEST):
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(value, dict):
+                    yield line, value
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); check it and its permissions") from None
 
 
 def parse(data: bytes) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         for text in texts:
             self._check(text)
-        with _failures_explained(f"{self._name} fails to encode a text"):
+        with failures_explained(f"{self._name} fails to encode a text"):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -136,7 +136,7 @@ class Tokenizer:
         if strange := _unlike_gpt2(json.loads(self.to_json())):
             raise InputError(f"data.encoder is 'tiktoken', but this tokenizer's {strange}; use 'tokenizers'")
         special = set(self._special.values())
-        with _failures_explained("data.encoder is 'tiktoken', which does not take this tokenizer"):
+        with failures_explained("data.encoder is 'tiktoken', which does not take this tokenizer"):
             encoding = tiktoken.Encoding(
                 "gpt2_jax",
                 pat_str=_PRE_TOKENIZER,
@@ -183,7 +183,7 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, name: str = "this tokenizer") -> "Tokenizer":
         """Reads what `to_json` wrote."""
-        with _failures_explained(f"{name} is not a tokenizer.json"):
+        with failures_explained(f"{name} is not a tokenizer.json"):
             tokenizer = tokenizers.Tokenizer.from_str(text)
             added = {token["content"]: token["id"] for token in json_files.parse(text.encode())["added_tokens"]}
         vocabulary = tokenizer.get_vocab()
@@ -326,12 +326,13 @@ def _unlike_gpt2(tokenizer: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _failures_explained(what: str) -> Iterator[None]:
+def failures_explained(what: str) -> Iterator[None]:
+    """Turns what the Rust libraries raise into an `InputError` that begins with `what`."""
     try:
         yield
     except (InputError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the Rust libraries raise nothing narrower, and their panics are no `Exception`
+    except BaseException as error:  # they raise nothing narrower, and their panics are no `Exception`
         raise InputError(f"{what}: {one_line(error)}") from None
 
 

@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from gpt2_jax import json_files
 from gpt2_jax.errors import InputError, one_line, shown
-from gpt2_jax.tokenizer import Tokenizer
+from gpt2_jax.tokenizer import Tokenizer, failures_explained
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 LARGEST = 64 << 20  # bytes; a tokenizer.json of 256,000 entries has 35 MB
@@ -56,7 +56,7 @@ def _load_from_hub(name: str, revision: str | None) -> Tokenizer:
         files = _fetch(name, revision)
     except (OSError, ValueError, LookupError) as error:
         raise InputError(
-            f"tokenizer {name!r} is no file or folder here and could not be fetched from the hub"
+            f"tokenizer {name + f'@{revision}' * bool(revision)!r} is no file or folder here and could not be fetched from the hub"
             f" ({type(error).__name__}: {one_line(error)}); check the id and the network, or give a path"
         ) from None
     return Tokenizer.from_json(_read(files[0]), name) if len(files) == 1 else _gpt2_files(*files)
@@ -89,14 +89,15 @@ def _gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
     ids = json_files.read(vocab, what, "fetch both again")
     lines = [line.rstrip("\r") for line in _read(merges).split("\n")]
     pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-    try:
-        if any(type(i) is not int or not 0 <= i < len(ids) for i in ids.values()):
-            raise ValueError(f"the ids of its {len(ids):,} entries do not go from 0 on")
-        if wrong := next((pair for pair in pairs if len(pair) != 2), None):
-            raise ValueError(f"{shown(' '.join(wrong))} is no merge of two")
+    wrong = ""
+    if any(type(i) is not int or not 0 <= i < len(ids) for i in ids.values()):
+        wrong = f"the ids of its {len(ids):,} entries do not go from 0 on"
+    elif strange := [pair for pair in pairs if len(pair) != 2]:
+        wrong = f"{shown(' '.join(strange[0]))} is no merge of two"
+    if wrong:
+        raise InputError(f"{vocab} {what} {wrong}; fetch both again")
+    with failures_explained(f"{vocab} {what[:-1]}"):
         tokenizer = tokenizers.Tokenizer(models.BPE(ids, pairs))
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise InputError(f"{vocab} {what} {one_line(error)}; fetch both again") from None
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return Tokenizer(tokenizer, str(vocab))
