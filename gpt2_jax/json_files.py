@@ -50,7 +50,7 @@ def read_bytes(file: Path, largest: int = LARGEST) -> bytes:
     if status.st_size > largest:
         raise ValueError(f"it has {status.st_size:,} bytes, and may have {largest:,}")
     with file.open("rb") as stream:
-        return stream.read(largest)
+        return stream.read(status.st_size)  # Python takes memory for as much as it is asked for
 
 
 def lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gpt2_jax import compilation_cache, json_files, tokenizer_files, weights
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, one_line, shown
 from gpt2_jax.language_model import LanguageModel
-from gpt2_jax.model import GPT2
+from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.resizing import resize
 from gpt2_jax.tensor_files import writing
@@ -123,7 +124,19 @@ def _load_run(
         shapes = jax.eval_shape(functools.partial(GPT2, config), jax.random.key(0))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
         own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
-        return LanguageModel(checkpoints.restore_model(step, abstract), own)
+        model = checkpoints.restore_model(step, abstract)
+        _check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
+        return LanguageModel(model, own)
+
+
+def _check_finite(model: GPT2, what: str) -> None:
+    finite = jax.jit(lambda model: jax.tree.map(lambda x: jnp.isfinite(x).all(), model))(model)
+    for path, is_finite in jax.tree_util.tree_flatten_with_path(finite)[0]:
+        if not is_finite:
+            raise InputError(
+                f"{what} has numbers in {parameter_name(path)} that are not finite; no model computes with them: take "
+                "a checkpoint from before the training diverged"
+            )
 
 
 def _fetch(name: str, revision: str | None) -> Path:

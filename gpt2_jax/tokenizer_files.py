@@ -55,8 +55,9 @@ def _load_from_hub(name: str, revision: str | None) -> Tokenizer:
     try:
         files = _fetch(name, revision)
     except (OSError, ValueError, LookupError) as error:
+        asked = f"{name}@{revision}" if revision else name
         raise InputError(
-            f"tokenizer {name + f'@{revision}' * bool(revision)!r} is no file or folder here and could not be fetched from the hub"
+            f"tokenizer {asked!r} is no file or folder here and could not be fetched from the hub"
             f" ({type(error).__name__}: {one_line(error)}); check the id and the network, or give a path"
         ) from None
     return Tokenizer.from_json(_read(files[0]), name) if len(files) == 1 else _gpt2_files(*files)

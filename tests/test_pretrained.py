@@ -251,6 +251,19 @@ def test_load_takes_the_latest_the_best_or_a_step(workdir):
     assert lms[None].generate("the ", max_new_tokens=4).text.startswith("the ")
 
 
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(workdir, tmp_path):
+    lm = gpt2_jax.load(workdir)
+    config = Config.from_dict({"model": dataclasses.asdict(lm.config)})
+    state = jax.jit(lambda: init_state(config.model, optax.identity(), 0))()
+    bad = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.at[0].set(np.nan) if "ln_f" in str(path) and "scale" in str(path) else x, state.model
+    )
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(state._replace(model=bad), config.to_dict(), lm.tokenizer.to_json(), 1.0)
+    with pytest.raises(InputError, match=r"step 0 in .* has numbers in ln_f\.scale that are not finite; no model comp"):
+        gpt2_jax.load(tmp_path)
+
+
 def test_a_run_is_exported(workdir, tmp_path):
     lm = gpt2_jax.load(workdir)
     assert_same_parameters(gpt2_jax.load(gpt2_jax.save(lm, tmp_path)), lm)

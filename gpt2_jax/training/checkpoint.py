@@ -244,6 +244,7 @@ class Checkpoints:
 
     def restore_model(self, step: int, abstract: GPT2) -> GPT2:
         """The parameters alone, into the shapes and shardings of `abstract`; raises like `restore`."""
+        self._check_shapes(step, abstract)
         return self._restore(step, model=ocp.args.StandardRestore(abstract)).model
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
@@ -252,6 +253,7 @@ class Checkpoints:
         Raises:
           InputError: it is not of these shapes, or cannot be read.
         """
+        self._check_shapes(step, abstract.model)
         training = ocp.args.StandardRestore(_all_but_model(abstract))
         restored = self._restore(step, model=ocp.args.StandardRestore(abstract.model), training=training)
         return TrainState(model=restored.model, **restored.training)
@@ -260,13 +262,33 @@ class Checkpoints:
         file = self.directory / str(step) / item / "metadata"  # the name that Orbax gives it
         return json_files.read(file, "is no part of a checkpoint", "use another checkpoint", LARGEST_ITEM)
 
+    def _check_shapes(self, step: int, abstract: GPT2) -> None:
+        """Raises `InputError` where the config asks for other parameters, before memory is taken for them."""
+        shapes = lambda tree: {
+            jax.tree_util.keystr(path[:-1], simple=True, separator="."): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        }
+        with self._unreadable_explained(step):
+            there = shapes(ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "model").tree)
+        for name, shape in shapes(abstract).items():
+            if there.get(name) != shape:
+                raise InputError(
+                    f"the checkpoint of step {step} in {self.directory} has {name} of shape {there.get(name)}, and its "
+                    f"config asks for {shape}; if the config was changed, put it back, or use another checkpoint"
+                )
+
     def _restore(self, step: int, **items: Any) -> Any:
-        try:
+        with self._unreadable_explained(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextmanager
+    def _unreadable_explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:  # of Orbax and TensorStore: no narrower class is common to them
             raise InputError(
                 f"the checkpoint of step {step} in {self.directory} cannot be restored ({type(error).__name__}: "
-                f"{one_line(error)[:500]}); if its config was changed, put it back, or use another checkpoint"
+                f"{one_line(error)[:500]}); use another checkpoint"
             ) from error
 
     @contextmanager

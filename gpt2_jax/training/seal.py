@@ -65,7 +65,7 @@ def damage(folder: Path, items: Iterable[str]) -> str:
         return f"{METADATA} is missing or cannot be read"
     if missing := [item for item in items if not (folder / item).is_dir()]:
         return f"{missing[0]} is missing"
-    format_of = (metadata["custom_metadata"] or {}).get("format", 0)
+    format_of = (metadata.get("custom_metadata") or {}).get("format", 0)
     if format_of == 0:  # of before there were manifests
         return f"{METADATA} tells no format, and there is a {MANIFEST}" if (folder / MANIFEST).exists() else ""
     if format_of != FORMAT:
