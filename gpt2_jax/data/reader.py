@@ -211,6 +211,8 @@ class Reader:
             if found:
                 break
         else:
+            if part or row:
+                raise self._nowhere()
             raise InputError(
                 f"{self._source.name} has no document to train on; loosen the filters (data.min_characters and "
                 "others), lower data.validation_fraction, or give more text"

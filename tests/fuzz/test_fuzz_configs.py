@@ -10,6 +10,7 @@ from mutations import accepted, damaged_bytes, damaged_json, fuzz
 from gpt2_jax import json_files
 from gpt2_jax.analysis.plots import perplexity_curve
 from gpt2_jax.config import Config
+from gpt2_jax.data import reader
 from gpt2_jax.data.corpus import _check_unchanged, _position
 from gpt2_jax.data.manifest import unfinished
 from gpt2_jax.data.prepared import VERIFIED, load_prepared
@@ -102,8 +103,16 @@ def test_a_damaged_shard_is_refused(prepared, data):
         shard.write_bytes(good)
 
 
+@pytest.fixture(scope="module")
+def small_batches():
+    """A reader that encodes a few documents at once, and not as many as fit 131,072 characters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "BATCH_CHARACTERS", 100)
+        yield
+
+
 @fuzz(40)
-def test_position_of_a_stream(prepared, data):
+def test_position_of_a_stream(prepared, small_batches, data):
     config, folder = prepared
     source, tokenizer = open_source(config), (folder / "tokenizer.json").read_text()
     good = {"position": [[[0, 0, 3, 2, 0, 1]]] * 2, "fingerprints": {"files": source.fingerprint()}}

@@ -66,11 +66,10 @@ from gpt2_jax.training.loop import train
 config = default_config()
 config.model.update(n_layer=1, n_head=2, n_embd=8, n_positions=16)
 config.data.update(source="files", paths=str(folder / "text.txt"), tokenizer="characters", workers=1)
-config.training.update(steps=4, batch_size=2, sample_tokens=0)
+config.training.update(batch_size=2, sample_tokens=0)
 config.optimizer.update(warmup_steps=1)
-config.evaluation.update(every=2, windows=2)
-config.checkpoint.update(every=2)
-for steps in (2, 4):  # begun, and gone on with
+config.evaluation.update(windows=1)
+for steps in (2, 3):  # begun, and gone on with
     config.training.steps = steps
     train(config.to_dict(), folder / "run")
 lm = gpt2_jax.load(folder / "run")
