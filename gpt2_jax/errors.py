@@ -3,7 +3,7 @@
 import difflib
 from typing import Any
 
-LONGEST_SHOWN = 200  # characters of a value
+LONGEST_SHOWN, LONGEST_LINE = 200, 1000  # characters of a value, and of what another library says
 
 
 class InputError(ValueError):
@@ -14,8 +14,10 @@ class InputError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """What another library's error says, in one line."""
-    return " ".join(str(error).split())
+    """What another library's error says, in one line: it may repeat what a file holds, however long and strange."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}..."
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def shown(value: Any) -> str:

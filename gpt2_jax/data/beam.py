@@ -124,7 +124,7 @@ def _reason(error: Exception) -> str:
     """What a worker refused, which runners raise as it is or in the text of a traceback; else the end of that text."""
     text = str(error) if isinstance(error, InputError) else "".join(_REFUSED.findall(str(error))[:1])
     refused = text.partition(" [while running")[0]
-    return refused or f"{type(error).__name__}: {one_line(error)[-500:]}"
+    return refused or f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"
 
 
 def _make_folder(path: str) -> None:

@@ -288,7 +288,7 @@ class Checkpoints:
         except Exception as error:  # of Orbax and TensorStore: no narrower class is common to them
             raise InputError(
                 f"the checkpoint of step {step} in {self.directory} cannot be restored ({type(error).__name__}: "
-                f"{one_line(error)[:500]}); use another checkpoint"
+                f"{one_line(error)}); use another checkpoint"
             ) from error
 
     @contextmanager

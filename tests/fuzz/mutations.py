@@ -35,8 +35,7 @@ def accepted(read, file):
         return read(), ""
     except InputError as error:
         message = str(error)
-        assert str(file) in message and "\n" not in message and len(message) < 3000, message[:3000]
-        message.encode()  # it can be printed
+        assert str(file) in message and message.isprintable() and len(message) < 3000, message[:3000]
         return None, message
     finally:
         peak = tracemalloc.get_traced_memory()[1]
