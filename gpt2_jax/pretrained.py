@@ -144,7 +144,7 @@ def _fetch(name: str, revision: str | None) -> Path:
     if not tokenizer_files.HUB_ID.fullmatch(name):
         raise InputError(
             f"there is no folder or file {shown(name)}; give the workdir of a training run, a folder with GPT-2's "
-            "files, or a hub id such as openai-community/gpt2"
+            "files, or a hub id such as openai-community/gpt2 (and revision=...)"
         )
     import huggingface_hub
 

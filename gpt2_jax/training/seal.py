@@ -23,7 +23,7 @@ FORMAT = 1  # of checkpoints; 0 has no manifest
 MANIFEST = "manifest.json"
 METADATA = "_CHECKPOINT_METADATA"  # Orbax writes to it once more when the checkpoint is named
 NAMED = "commit_success.txt"  # and then makes this
-OF_ORBAX = {"item_handlers": dict, "metrics": dict, "performance_metrics": dict, "custom_metadata": dict | None}
+OF_ORBAX = ("item_handlers", "metrics", "performance_metrics", "custom_metadata")  # in its metadata, each an object
 
 
 class SealedPath(AtomicRenameTemporaryPath):
@@ -61,7 +61,7 @@ def damage(folder: Path, items: Iterable[str]) -> str:
     """
     items = list(items)
     metadata = _json(folder / METADATA)
-    if metadata is None or not all(isinstance(metadata.get(name), kind) for name, kind in OF_ORBAX.items()):
+    if metadata is None or not all(isinstance(metadata.get(name), dict | None) for name in OF_ORBAX):
         return f"{METADATA} is missing or cannot be read"
     if missing := [item for item in items if not (folder / item).is_dir()]:
         return f"{missing[0]} is missing"
