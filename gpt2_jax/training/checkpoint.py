@@ -98,8 +98,8 @@ class Checkpoints:
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             folders = [path for path in self.directory.iterdir() if path.name.isdigit() and seal.damage(path, ())]
             raise InputError(
-                f"{self.directory} cannot be opened ({type(error).__name__}: {one_line(error)}); the {seal.METADATA} of "
-                f"a checkpoint is damaged: move {', '.join(map(str, sorted(folders))) or 'its folder'} elsewhere, and "
+                f"{self.directory} cannot be opened ({type(error).__name__}: {one_line(error)}): the {seal.METADATA} "
+                f"of a checkpoint is damaged; move {', '.join(map(str, sorted(folders))) or 'its folder'} elsewhere, and "
                 "the others are read"
             ) from error
         finally:
