@@ -96,11 +96,11 @@ class Checkpoints:
                 ),
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            folders = [path for path in self.directory.iterdir() if path.name.isdigit() and seal.damage(path, ())]
+            steps = (path for path in sorted(self.directory.iterdir()) if path.name.isdigit())
+            named = ", ".join(str(path) for path in steps if seal.damage(path, ())) or "its folder"
             raise InputError(
-                f"{self.directory} cannot be opened ({type(error).__name__}: {one_line(error)}): the {seal.METADATA} "
-                f"of a checkpoint is damaged; move {', '.join(map(str, sorted(folders))) or 'its folder'} elsewhere, and "
-                "the others are read"
+                f"{self.directory} cannot be opened ({type(error).__name__}: {one_line(error)}); the {seal.METADATA} "
+                f"of a checkpoint is damaged: move {named} elsewhere, and the others are read"
             ) from error
         finally:
             logging.set_verbosity(verbosity)
