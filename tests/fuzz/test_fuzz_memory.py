@@ -72,8 +72,8 @@ CLAIMS = {
     "weights-map": ("flax_model.msgpack", b"\xdf\xff\xff\xff\xff"),
     "weights-shape": ("flax_model.msgpack", b"\x81\xa1x\xc7\x05\x01\xdd\xff\xff\xff\xff"),
     "config-layers": ("config.json", b'{"n_layer": 2147483647}'),
-    "config-width": ("config.json", b'{"n_embd": 2147483647, "n_head": 1}'),
-    "config-vocabulary": ("config.json", b'{"vocab_size": 2147483647}'),
+    "config-width": ("config.json", b'{"n_embd": 2147483647, "n_head": 1, "n_layer": 1}'),
+    "config-vocabulary": ("config.json", b'{"vocab_size": 2147483647, "n_layer": 1}'),
     "config-depth": ("config.json", b'{"a":' * 1000 + b"1" + b"}" * 1000),
     "seal-metadata": ("_CHECKPOINT_METADATA", b"[" * 1_000_000),
 }
