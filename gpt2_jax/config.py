@@ -9,13 +9,14 @@ import dataclasses
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
 from gpt2_jax.data.options import DataConfig
-from gpt2_jax.errors import InputError, check, one_line, suggest
+from gpt2_jax.errors import InputError, check, one_line, shown, suggest
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.device_options import DistributedConfig, MeshConfig
 from gpt2_jax.training.options import (
@@ -91,8 +92,9 @@ class Config:
             range.
         """
         kinds = _groups()
-        for name in groups:
+        for name, group in groups.items():
             _check_name(name, kinds, "config")
+            check(isinstance(group, Mapping | ConfigDict), f"config.{name}", group, "a group of options")
         built = {}
         for name, kind in kinds.items():
             options = dict(groups.get(name, {}))
@@ -155,7 +157,7 @@ def _groups() -> dict[str, type]:
 
 def _check_name(name: str, known: dict[str, Any], where: str) -> None:
     if name not in known:
-        raise InputError(f"{where} has no {name!r}; {suggest(name, list(known))}")
+        raise InputError(f"{where} has no {shown(name)}; {suggest(name, list(known))}")
 
 
 def _checked(option: str, value: Any, hint: Any) -> Any:
@@ -165,7 +167,7 @@ def _checked(option: str, value: Any, hint: Any) -> Any:
         check(value in kinds, option, value, " or ".join(map(repr, kinds)))
         return value
     kinds = kinds or (hint,)
-    if float in kinds and type(value) is int:
+    if float in kinds and type(value) is int and abs(value) < 2**63:
         return float(value)
     names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
     check(type(value) in kinds, option, value, f"of type {names}")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, shown
 
 ACTIVATIONS = {
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
@@ -23,6 +23,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+LARGEST_SIZE = 2**31 - 1  # what JAX counts with
 ENGINES = ("auto", "xla", "splash", "cudnn")
 _ATTENTION = jax.checkpoint_policies.save_only_these_names("attention")
 REMAT_POLICIES = {
@@ -91,8 +92,8 @@ class GPT2Config:
         sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "scan_unroll", "vocab_multiple")
         for name in (*sizes, "n_inner"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"model.{name} is {value}; it must be at least 1")
+            if value is not None and not 1 <= value <= LARGEST_SIZE:
+                raise InputError(f"model.{name} is {value}; it must be at least 1 and at most {LARGEST_SIZE}")
         if self.n_embd % self.n_head:
             raise InputError(
                 f"model.n_head is {self.n_head}, which does not divide model.n_embd ({self.n_embd}); "
@@ -102,8 +103,8 @@ class GPT2Config:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
         for name in ("layer_norm_epsilon", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"model.{name} is {getattr(self, name)}; it must be above 0, and finite")
         for name, known in (
             ("activation_function", ACTIVATIONS),
             ("dtype", DTYPES),
@@ -111,7 +112,7 @@ class GPT2Config:
             ("remat", REMAT_POLICIES),
         ):
             if getattr(self, name) not in known:
-                raise InputError(f"model.{name} is {getattr(self, name)!r}; it must be one of {', '.join(known)}")
+                raise InputError(f"model.{name} is {shown(getattr(self, name))}; it must be one of {', '.join(known)}")
 
     @property
     def padded_vocab_size(self) -> int:

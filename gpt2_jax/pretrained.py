@@ -4,16 +4,18 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from gpt2_jax import compilation_cache, tokenizer_files, weights
+from gpt2_jax import compilation_cache, json_files, tokenizer_files, weights
 from gpt2_jax.config import Config
-from gpt2_jax.errors import InputError, one_line
+from gpt2_jax.errors import InputError, one_line, shown
 from gpt2_jax.language_model import LanguageModel
-from gpt2_jax.model import GPT2
+from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.resizing import resize
 from gpt2_jax.tensor_files import writing
@@ -53,17 +55,18 @@ def load(
       InputError: nothing to load at `path`, or files that are not GPT-2's, damaged, or do not fit each other.
     """
     compilation_cache.enable()
-    folder = Path(path).expanduser()
-    if (folder / "checkpoints").is_dir():
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder / "checkpoints"):  # os.path: a hub id may be no name that a file can have
         if revision is not None:
             raise InputError(f"revision is {revision!r}, but {path} is a training run; only hub ids have revisions")
         lm = _load_run(folder, step, tokenizer, dtype)
     else:
         if step is not None:
             raise InputError(f"step is {step!r}, but {path} is no training run; only runs have steps")
-        if revision is not None and folder.exists():
+        there = os.path.exists(folder)
+        if revision is not None and there:
             raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
-        lm = _load_files(folder if folder.exists() else _fetch(str(path), revision), tokenizer, dtype)
+        lm = _load_files(folder if there else _fetch(str(path), revision), tokenizer, dtype)
     if n_positions is not None:
         lm = LanguageModel(resize(lm.model, n_positions=n_positions), lm.tokenizer)
     return lm
@@ -76,17 +79,14 @@ def load_config(folder: Path) -> GPT2Config:
       InputError: no such file, not GPT-2's, or with an option that is not supported.
     """
     file = folder / "config.json"
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(fields, dict):
-            raise ValueError(f"it holds a {type(fields).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} cannot be read ({error}); weights need the config.json they came with") from None
+    fields = json_files.read(file, "cannot be read", "weights need the config.json they came with")
     if fields.get("model_type", "gpt2") != "gpt2":
-        raise InputError(f"{file} has model_type {fields['model_type']!r}; only gpt2 is supported")
+        raise InputError(f"{file} has model_type {shown(fields['model_type'])}; only gpt2 is supported")
     for name, harmless in REFUSED.items():
         if fields.get(name) not in (harmless, None):
-            raise InputError(f"{file} has {name} {fields[name]!r}, which is not supported; it must be {harmless!r}")
+            raise InputError(
+                f"{file} has {name} {shown(fields[name])}, which is not supported; it must be {harmless!r}"
+            )
     known = {name: fields[name] for name in FIELDS if name in fields}
     try:
         return Config.from_dict({"model": known}).model
@@ -119,22 +119,34 @@ def _load_run(
         step = checkpoints.find(step)
         groups, saved_tokenizer = checkpoints.read_json(step)
         # Of other groups an earlier version may have allowed what this one refuses.
-        config = Config.from_dict({"model": groups["model"]}).model
+        config = Config.from_dict({"model": groups.get("model", {})}).model
         config = dataclasses.replace(config, dtype=dtype or config.dtype)
         # This machine's first device holds it all, whatever mesh it was trained on.
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.eval_shape(functools.partial(GPT2, config), jax.random.key(0))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
         own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
-        return LanguageModel(checkpoints.restore_model(step, abstract), own)
+        model = checkpoints.restore_model(step, abstract)
+        _check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
+        return LanguageModel(model, own)
+
+
+def _check_finite(model: GPT2, what: str) -> None:
+    finite = jax.jit(lambda model: jax.tree.map(lambda x: jnp.isfinite(x).all(), model))(model)
+    for path, is_finite in jax.tree_util.tree_flatten_with_path(finite)[0]:
+        if not is_finite:
+            raise InputError(
+                f"{what} has numbers in {parameter_name(path)} that are not finite; no model computes with them: take "
+                "a checkpoint from before the training diverged"
+            )
 
 
 def _fetch(name: str, revision: str | None) -> Path:
     """The folder of a hub id's files, fetched or from the cache."""
     if not tokenizer_files.HUB_ID.fullmatch(name):
         raise InputError(
-            f"there is no folder or file {name!r}; give the workdir of a training run, a folder with GPT-2's files, or "
-            "a hub id such as openai-community/gpt2"
+            f"there is no folder or file {shown(name)}; give the workdir of a training run, a folder with GPT-2's "
+            "files, or a hub id such as openai-community/gpt2 (and revision=...)"
         )
     import huggingface_hub
 

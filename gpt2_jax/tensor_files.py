@@ -17,11 +17,14 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from gpt2_jax.errors import InputError, one_line
+from gpt2_jax import json_files
+from gpt2_jax.errors import InputError, one_line, shown
 
 SAFETENSORS_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 TYPES = {np.dtype(kind).name: np.dtype(kind) for kind in SAFETENSORS_TYPES.values()}
-LARGEST_HEADER = 100_000_000  # bytes, the bound of the safetensors format
+# GPT-2 XL has 580 tensors in a header of 62 kB. A hostile file is not let to ask for more memory than these need.
+LARGEST_HEADER = json_files.LARGEST
+MOST_TENSORS, LONGEST_NAME, DEEPEST, MOST_AXES = 100_000, 1024, 32, 8
 NDARRAY = 1  # flax's msgpack extension for an array: [shape, dtype name, bytes in C order]
 
 
@@ -30,15 +33,41 @@ class Tensor:
     """A tensor that lies in a file: C order, little endian, `offset` bytes from the start."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
     offset: int
 
     def read(self) -> np.ndarray:
-        """The numbers, float32; of `dtype` float32, or float16 and bfloat16, which are widened exactly."""
-        # Read, not mapped: mapped pages would count as this process's memory beside the tensor made of them.
-        array = np.fromfile(self.file, TYPES[self.dtype], math.prod(self.shape), offset=self.offset).reshape(self.shape)
-        return array if array.dtype == np.float32 else array.astype(np.float32)
+        """The numbers, float32; of `dtype` float32, or float16 and bfloat16, which are widened exactly.
+
+        Raises:
+          InputError: the file cannot be read any more, or a number is not finite.
+        """
+        size = math.prod(self.shape)
+        try:
+            # Read, not mapped: mapped pages would count as this process's memory beside the tensor made of them.
+            array = np.fromfile(self.file, TYPES[self.dtype], size, offset=self.offset)
+        except OSError as error:
+            raise InputError(f"{self.file} cannot be read ({error.strerror}); check it and its permissions") from None
+        if len(array) != size:
+            raise InputError(f"{self.file} became shorter while {self.name} was read; fetch it again")
+        array = array.reshape(self.shape).astype(np.float32, copy=False)
+        self._check_finite(array)
+        return array
+
+    def _check_finite(self, array: np.ndarray) -> None:
+        flat = array.reshape(-1)
+        with np.errstate(all="ignore"):
+            # The sum of squares is never finite where a number is not: one pass at the speed of memory, and no array.
+            if np.isfinite(np.dot(flat, flat)) or (finite := np.isfinite(array)).all():
+                return
+        first = np.unravel_index(np.argmin(finite), array.shape)
+        raise InputError(
+            f"{self.file} has {array.size - np.count_nonzero(finite):,} numbers in {self.name} that are not "
+            f"finite, the first {array[first]} at {[int(i) for i in first]}; no model computes with them: fetch the "
+            "file again, or take a checkpoint from before the training diverged"
+        )
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -56,28 +85,49 @@ def read_safetensors(file: Path) -> dict[str, Tensor]:
                 "fetch it again"
             )
         try:
-            header = json.loads(stream.read(length))
-            entries = [(name, *_entry(entry)) for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{file} has a header that is not safetensors' ({error}); fetch it again") from None
+            header = json_files.parse(stream.read(length))
+            entries = [(name, *_entry(name, entry)) for name, entry in header.items() if name != "__metadata__"]
+        except ValueError as error:
+            reason = one_line(error)
+            raise InputError(f"{file} has a header that is not safetensors' ({reason}); fetch it again") from None
     end = 0
     for name, dtype, shape, start, stop in sorted(entries, key=lambda entry: entry[3:]):
         item = np.dtype(SAFETENSORS_TYPES[dtype]).itemsize if dtype in SAFETENSORS_TYPES else None
         if start != end or (item and stop - start != item * math.prod(shape)):
-            raise InputError(f"{file} is damaged: {name!r} lies at bytes {start:,} to {stop:,}, its shape is {shape}")
+            raise InputError(
+                f"{file} is damaged: {shown(name)} lies at bytes {start:,} to {stop:,}, its shape is {shape}; fetch it "
+                "again"
+            )
         end = stop
     if 8 + length + end != size:
         raise InputError(f"{file} has {size:,} bytes and its tensors need {8 + length + end:,}; fetch it again")
     return {
-        name: Tensor(file, shape, _type_name(dtype), 8 + length + start) for name, dtype, shape, start, _ in entries
+        name: Tensor(file, name, shape, _type_name(dtype), 8 + length + start)
+        for name, dtype, shape, start, _ in entries
     }
 
 
-def _entry(entry: dict[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
-    shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
-    if not all(type(n) is int and n >= 0 for n in (*shape, start, stop)) or stop < start:
-        raise ValueError(f"shape {shape}, offsets {start}, {stop}")
-    return str(entry["dtype"]), shape, start, stop
+def _entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"{shown(name)} is {shown(entry)}, without dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    _check_names(name, dtype)
+    right = _are_sizes(shape) and len(shape) <= MOST_AXES and _are_sizes(offsets)
+    if not right or len(offsets) != 2 or offsets[1] < offsets[0]:
+        raise ValueError(f"{shown(name)} is of {dtype}, shape {shown(shape)}, offsets {shown(offsets)}")
+    return dtype, tuple(shape), *offsets
+
+
+def _check_names(name: str, dtype: Any) -> None:
+    """Errors show both, in one line."""
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        raise ValueError(f"the name {shown(name)} is too long, or cannot be printed")
+    if not isinstance(dtype, str) or not dtype.isidentifier() or len(dtype) > LONGEST_NAME:
+        raise ValueError(f"{shown(name)} is of type {shown(dtype)}")
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
 
 
 def _type_name(dtype: str) -> str:
@@ -108,20 +158,26 @@ def read_msgpack(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         try:
             found = {}
-            for path, tensor in _walk(stream, file, ""):
+            for path, tensor in _walk(stream, file, "", 0):
                 if path in found:
                     raise ValueError(f"{path} is there twice")
+                if len(found) == MOST_TENSORS:
+                    raise ValueError(f"it has more than {MOST_TENSORS:,} entries")
                 found[path] = tensor
             if stream.read(1):
                 raise ValueError("there is more after its end")
-        except (ValueError, RecursionError, msgpack.exceptions.UnpackException) as error:
+        except (ValueError, msgpack.exceptions.UnpackException) as error:
             reason = one_line(error)  # names from the file may break lines
-            raise InputError(f"{file} is no msgpack file of Flax parameters, or is cut short ({reason})") from None
+            raise InputError(
+                f"{file} is no msgpack file of Flax parameters, or is cut short ({reason}); fetch it again"
+            ) from None
     return found
 
 
-def _walk(stream: BinaryIO, file: Path, path: str) -> Iterator[tuple[str, Tensor]]:
+def _walk(stream: BinaryIO, file: Path, path: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     """The arrays of one msgpack value; https://github.com/msgpack/msgpack/blob/master/spec.md has the first bytes."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST}")
     kind = _byte(stream)
     if 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF):
         entries = kind & 0x0F if kind <= 0x8F else _number(stream, {0xDE: 2, 0xDF: 4}[kind])
@@ -129,7 +185,7 @@ def _walk(stream: BinaryIO, file: Path, path: str) -> Iterator[tuple[str, Tensor
             key = _text(stream)
             if key == "__msgpack_chunked_array__":
                 raise ValueError(f"{path} is larger than 1 GB and cut in pieces")
-            yield from _walk(stream, file, f"{path}/{key}" if path else key)
+            yield from _walk(stream, file, f"{path}/{key}" if path else key, depth + 1)
     elif kind in (0xC7, 0xC8, 0xC9) or 0xD4 <= kind <= 0xD8:
         length = 1 << (kind - 0xD4) if kind >= 0xD4 else _number(stream, {0xC7: 1, 0xC8: 2, 0xC9: 4}[kind])
         if _byte(stream) != NDARRAY:
@@ -148,15 +204,16 @@ def _array(stream: BinaryIO, file: Path, path: str, length: int) -> Tensor:
     if unpacker.read_array_header() != 3:
         raise ValueError(f"{path} is no array")
     shape, dtype = unpacker.unpack(), unpacker.unpack()
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape) or not isinstance(dtype, str):
+    if not _are_sizes(shape) or len(shape) > MOST_AXES or not isinstance(dtype, str):
         raise ValueError(f"{path} is no array")
+    _check_names(path.rpartition("/")[2], dtype)
     stream.seek(start + unpacker.tell())
     size = _number(stream, {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(_byte(stream), 0))
     offset = stream.tell()
     if offset + size != start + length or (dtype in TYPES and size != TYPES[dtype].itemsize * math.prod(shape)):
         raise ValueError(f"{path} has {size:,} bytes for {dtype}{shape}")
     stream.seek(start + length)
-    return Tensor(file, tuple(shape), dtype, offset)
+    return Tensor(file, path, tuple(shape), dtype, offset)
 
 
 def _byte(stream: BinaryIO) -> int:
@@ -173,7 +230,10 @@ def _text(stream: BinaryIO) -> str:
         return _exactly(stream, kind & 0x1F).decode()
     if kind not in (0xD9, 0xDA, 0xDB):
         raise ValueError(f"a key starts with byte {kind:#x}")
-    return _exactly(stream, _number(stream, {0xD9: 1, 0xDA: 2, 0xDB: 4}[kind])).decode()
+    length = _number(stream, {0xD9: 1, 0xDA: 2, 0xDB: 4}[kind])
+    if length > LONGEST_NAME:
+        raise ValueError(f"a key has {length:,} bytes, and may have {LONGEST_NAME:,}")
+    return _exactly(stream, length).decode()
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:

@@ -6,6 +6,7 @@ Every token stands for fixed bytes, so decoding is joining them: exact, and stre
 
 import codecs
 import concurrent.futures
+import contextlib
 import itertools
 import json
 import os
@@ -18,7 +19,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gpt2_jax.errors import InputError, one_line
+from gpt2_jax import json_files
+from gpt2_jax.errors import InputError, one_line, shown
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 2**18
@@ -36,7 +38,7 @@ class Tokenizer:
       name: what errors call it.
 
     Raises:
-      InputError: no tokens, no end-of-text, or another kind of tokens.
+      InputError: no tokens, no end-of-text, ids with gaps, or another kind of tokens.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = "this tokenizer"):
@@ -48,9 +50,19 @@ class Tokenizer:
             )
         if len(vocabulary) == 1:
             raise InputError(f"{name} is empty: {END_OF_TEXT!r} is its only entry; its vocabulary file was not read")
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):  # before anything is as long as the largest
+            raise InputError(
+                f"{name} has {len(vocabulary):,} entries, and their ids do not go from 0 to {len(vocabulary) - 1:,}, "
+                "each once; fetch it again"
+            )
         added = set(tokenizer.get_added_tokens_decoder()) | {vocabulary[END_OF_TEXT]}
         single = all(len(token) == 1 for token, i in vocabulary.items() if i not in added)
         byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
+        if not isinstance(tokenizer.model, models.BPE):
+            raise InputError(
+                f"{name} has a {type(tokenizer.model).__name__} model; only BPE and vocabularies of single characters "
+                "are supported"
+            )
         if not byte_level and not (single and isinstance(tokenizer.decoder, decoders.Fuse)):
             raise InputError(
                 f"{name} has a {type(tokenizer.decoder).__name__} decoder; only byte-level BPE, as GPT-2's, and"
@@ -62,13 +74,18 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True
         self.kind = "bpe" if byte_level else "characters"
         self.end_of_text: int = vocabulary[END_OF_TEXT]
-        self._tokenizer = tokenizer
+        self._tokenizer, self._name = tokenizer, name
 
         self._special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         self._special_pattern = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
         self._characters = None if byte_level else {token for token, i in vocabulary.items() if i not in added}
         self._bytes = [b""] * (max(vocabulary.values()) + 1)
         byte_of = _byte_of_symbol()
+        if byte_level and (missing := sorted(byte_of.keys() - vocabulary.keys())):
+            raise InputError(
+                f"{name} lacks {len(missing)} of the 256 bytes, {shown(missing[0])} among them, and would leave them "
+                "out of every text; fetch it again"
+            )
         for token, i in vocabulary.items():
             symbols = byte_level and i not in added and byte_of.keys() >= set(token)
             self._bytes[i] = bytes(byte_of[symbol] for symbol in token) if symbols else token.encode()
@@ -100,7 +117,9 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         for text in texts:
             self._check(text)
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with failures_explained(f"{self._name} fails to encode a text"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def tiktoken(self) -> Callable[[Sequence[str]], list[np.ndarray]]:
         """What `encode_batch` does, by tiktoken: several times faster, the same ids, int32 [n] each.
@@ -117,12 +136,13 @@ class Tokenizer:
         if strange := _unlike_gpt2(json.loads(self.to_json())):
             raise InputError(f"data.encoder is 'tiktoken', but this tokenizer's {strange}; use 'tokenizers'")
         special = set(self._special.values())
-        encoding = tiktoken.Encoding(
-            "gpt2_jax",
-            pat_str=_PRE_TOKENIZER,
-            mergeable_ranks={spelling: i for i, spelling in enumerate(self._bytes) if i not in special},
-            special_tokens={},
-        )
+        with failures_explained("data.encoder is 'tiktoken', which does not take this tokenizer"):
+            encoding = tiktoken.Encoding(
+                "gpt2_jax",
+                pat_str=_PRE_TOKENIZER,
+                mergeable_ranks={spelling: i for i, spelling in enumerate(self._bytes) if i not in special},
+                special_tokens={},
+            )
 
         def encode_one(text: str) -> np.ndarray:
             self._check(text)
@@ -163,12 +183,17 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str, name: str = "this tokenizer") -> "Tokenizer":
         """Reads what `to_json` wrote."""
-        try:
-            return cls(tokenizers.Tokenizer.from_str(text), name)
-        except InputError:
-            raise
-        except Exception as error:  # the Rust library raises nothing narrower
-            raise InputError(f"{name} is not a tokenizer.json: {one_line(error)}") from None
+        with failures_explained(f"{name} is not a tokenizer.json"):
+            tokenizer = tokenizers.Tokenizer.from_str(text)
+            added = {token["content"]: token["id"] for token in json_files.parse(text.encode())["added_tokens"]}
+        vocabulary = tokenizer.get_vocab()
+        for token, i in added.items():  # the library gives ids of its own to those that do not come next
+            if vocabulary.get(token) != i:
+                raise InputError(
+                    f"{name} gives {shown(token)} the id {i}, and it would be {vocabulary.get(token)}: its ids have "
+                    "gaps, or one comes twice; fetch it again"
+                )
+        return cls(tokenizer, name)
 
     def save(self, path: str | Path) -> Path:
         """Writes `tokenizer.json` at `path`, or in it when it has no suffix (a folder, made if absent)."""
@@ -298,6 +323,17 @@ def _unlike_gpt2(tokenizer: dict[str, Any]) -> str:
     if any(a >= b for a, b in itertools.pairwise(ids)) or len(text) != len(ids) + len(_byte_of_symbol()):
         return "merges are not in the order of its ids"
     return ""
+
+
+@contextlib.contextmanager
+def failures_explained(what: str) -> Iterator[None]:
+    """Turns what the Rust libraries raise into an `InputError` that begins with `what`."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # they raise nothing narrower, and their panics are no `Exception`
+        raise InputError(f"{what}: {one_line(error)}") from None
 
 
 def _not_empty(texts: Iterable[str]) -> Iterator[str]:

@@ -1,38 +1,44 @@
 """Tokenizers from files, folders and the hub."""
 
+import os
 import re
 from pathlib import Path
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from gpt2_jax.errors import InputError, one_line
-from gpt2_jax.tokenizer import Tokenizer
+from gpt2_jax import json_files
+from gpt2_jax.errors import InputError, one_line, shown
+from gpt2_jax.tokenizer import Tokenizer, failures_explained
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+LARGEST = 64 << 20  # bytes; a tokenizer.json of 256,000 entries has 35 MB
 
 
 def load(name: str | Path, *, revision: str | None = None) -> Tokenizer:
     """Reads a `tokenizer.json`, a folder with one or with GPT-2's `vocab.json` and `merges.txt`, or one from the hub.
 
     Args:
-      name: a path, or a hub id such as "openai-community/gpt2".
+      name: a path, or a hub id such as "openai-community/gpt2", or with its revision "openai-community/gpt2@607a30d".
       revision: branch, tag or commit on the hub.
 
     Raises:
       InputError: nothing there, the hub cannot be reached, or not a tokenizer that `Tokenizer` takes.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(name))
+    if os.path.exists(path):  # os.path: a hub id may be no name that a file can have
         if revision is not None:
             raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
         return _load_folder(path) if path.is_dir() else Tokenizer.from_json(_read(path), str(path))
-    if not HUB_ID.fullmatch(str(name)) or path.suffix == ".json":
+    hub_id, at, pinned = str(name).partition("@")
+    if at and revision is not None:
+        raise InputError(f"revision is {revision!r}, but {shown(str(name))} has one, too; give one of them")
+    if not HUB_ID.fullmatch(hub_id) or hub_id.endswith(".json") or bool(at) != bool(pinned):
         raise InputError(
-            f"tokenizer {str(name)!r} does not exist (looked in {Path.cwd()}); give a tokenizer.json, a folder with one"
-            " or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2"
+            f"tokenizer {shown(str(name))} does not exist (looked in {Path.cwd()}); give a tokenizer.json, a folder "
+            "with one or with vocab.json and merges.txt, or a hub id such as openai-community/gpt2 (or gpt2@v1)"
         )
-    return _load_from_hub(str(name), revision)
+    return _load_from_hub(hub_id, pinned or revision)
 
 
 def _load_folder(folder: Path) -> Tokenizer:
@@ -49,8 +55,9 @@ def _load_from_hub(name: str, revision: str | None) -> Tokenizer:
     try:
         files = _fetch(name, revision)
     except (OSError, ValueError, LookupError) as error:
+        asked = f"{name}@{revision}" if revision else name
         raise InputError(
-            f"tokenizer {name!r} is no file or folder here and could not be fetched from the hub"
+            f"tokenizer {asked!r} is no file or folder here and could not be fetched from the hub"
             f" ({type(error).__name__}: {one_line(error)}); check the id and the network, or give a path"
         ) from None
     return Tokenizer.from_json(_read(files[0]), name) if len(files) == 1 else _gpt2_files(*files)
@@ -79,10 +86,19 @@ def _fetch(name: str, revision: str | None) -> list[Path]:
 
 
 def _gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
-    try:
-        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    except Exception as error:  # the Rust library raises nothing narrower
-        raise InputError(f"{vocab} and {merges.name} are not a byte-level BPE: {one_line(error)}") from None
+    what = f"and {merges.name} are not a byte-level BPE:"
+    ids = json_files.read(vocab, what, "fetch both again")
+    lines = [line.rstrip("\r") for line in _read(merges).split("\n")]
+    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    wrong = ""
+    if any(type(i) is not int or not 0 <= i < len(ids) for i in ids.values()):
+        wrong = f"the ids of its {len(ids):,} entries do not go from 0 on"
+    elif strange := [pair for pair in pairs if len(pair) != 2]:
+        wrong = f"{shown(' '.join(strange[0]))} is no merge of two"
+    if wrong:
+        raise InputError(f"{vocab} {what} {wrong}; fetch both again")
+    with failures_explained(f"{vocab} {what[:-1]}"):
+        tokenizer = tokenizers.Tokenizer(models.BPE(ids, pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return Tokenizer(tokenizer, str(vocab))
@@ -90,6 +106,7 @@ def _gpt2_files(vocab: Path, merges: Path) -> Tokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a tokenizer.json: {one_line(error)}") from None
+        return json_files.read_bytes(path, LARGEST).decode()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{path} is not a {path.name}: {reason}; fetch it again") from None

@@ -1,6 +1,5 @@
 """GPT-2's parameters in files: FlaxGPT2's `flax_model.msgpack` and `model.safetensors` <-> GPT2."""
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -10,7 +9,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from gpt2_jax.errors import InputError
+from gpt2_jax import json_files
+from gpt2_jax.errors import InputError, shown
 from gpt2_jax.model import GPT2, model_of_shapes, parameter_name, unstack
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tensor_files import TYPES, Tensor, read_msgpack, read_safetensors, write_msgpack, write_safetensors
@@ -19,6 +19,7 @@ from gpt2_jax.weight_layout import file_shapes, name_in_file, plain_name, to_fil
 Format = Literal["safetensors", "flax"]
 FILES: dict[Format, str] = {"safetensors": "model.safetensors", "flax": "flax_model.msgpack"}
 READERS = {".safetensors": read_safetensors, ".msgpack": read_msgpack}
+LONGEST_FILE = 255  # bytes of a name, on the file systems of Linux
 BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # of old files: the causal mask, no parameters
 REFUSED = {
     ".bin": "a pickle, which can run any code",
@@ -45,12 +46,18 @@ def find(path: Path) -> list[Path]:
         if path.suffix not in READERS:
             raise _refusal(path)
         return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} is no file and no folder; give a folder with GPT-2's weights")
     for single in FILES.values():
         if (path / single).is_file():
             return [path / single]
         if (path / f"{single}.index.json").is_file():
             return _shards(path / f"{single}.index.json")
-    for other in sorted(path.iterdir()):
+    try:
+        others = sorted(path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from None
+    for other in others:
         if other.suffix in REFUSED:
             raise _refusal(other)
     raise InputError(f"{path} has no {' and no '.join(FILES.values())}; give a folder with GPT-2's weights")
@@ -62,16 +69,21 @@ def _refusal(file: Path) -> InputError:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        if not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"its files are {names}")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise InputError(f"{index} is no index of weight files ({error!r}); fetch it again") from None
-    kind = Path(index.name.removesuffix(".index.json")).suffix
+    """The files of an index, which must lie beside it; links are followed: the hub's cache is made of them."""
+    of_tensors = json_files.read(index, "is no index of weight files", "fetch it again").get("weight_map")
+    names = of_tensors.values() if isinstance(of_tensors, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"{index} is no index of weight files (its weight_map is {shown(of_tensors)}, and must hold the file of "
+            "each tensor); fetch it again"
+        )
+    names, kind = sorted(set(names)), Path(index.name.removesuffix(".index.json")).suffix
     for name in names:
-        if Path(name).name != name or Path(name).suffix != kind:
-            raise InputError(f"{index} names {name!r}, which is no weight file beside it; do not trust this folder")
+        beside = Path(name).name == name and name.isprintable() and len(name.encode()) <= LONGEST_FILE
+        if not beside or Path(name).suffix != kind:
+            raise InputError(
+                f"{index} names {shown(name)}, which is no weight file beside it; do not trust this folder"
+            )
         if not (index.parent / name).is_file():
             raise InputError(f"{index} names {name}, which is missing; fetch all {len(names)} files")
     return [index.parent / name for name in names]
@@ -87,7 +99,8 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
       stacked: blocks stacked to be scanned, as training wants them; else a list, for generation.
 
     Raises:
-      InputError: entries missing, unexpected, of another shape or type, or an output layer that is not the embedding.
+      InputError: entries missing, unexpected, of another shape or type, or not finite; or an output layer that is not
+        the embedding.
     """
     found: dict[str, Tensor] = {}
     for file in files:
@@ -97,7 +110,9 @@ def load(files: list[Path], config: GPT2Config, *, shardings: Any = None, stacke
             raise InputError(f"{file} cannot be read ({error.strerror}); check its permissions") from None
         for name, tensor in entries.items():
             if (name := plain_name(name)) in found:
-                raise InputError(f"{file} has a second {name}; each parameter must be there once")
+                raise InputError(
+                    f"{file} has a second {name}; each parameter must be there once: fetch all files again"
+                )
             found[name] = tensor
     found = {name: tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
     flax_order = files[0].suffix == ".msgpack"
@@ -182,10 +197,15 @@ def save(model: GPT2, folder: Path, format: Format) -> Path:
 
 
 def _check(found: dict[str, Tensor], config: GPT2Config, file: Path, flax_order: bool) -> None:
-    expected = file_shapes(config, flax_order)
     for name, tensor in sorted(found.items()):
         if tensor.dtype not in TYPES:
-            raise InputError(f"{file} has {name} of type {tensor.dtype}; weights must be {', '.join(TYPES)}")
+            raise InputError(f"{tensor.file} has {name} of type {tensor.dtype}; weights must be {', '.join(TYPES)}")
+    if config.n_layer > len(found):  # before names are made of as many layers as a config.json likes to claim
+        raise InputError(
+            f"{file} has {len(found):,} tensors, too few for the {config.n_layer:,} layers of config.json; give the "
+            "config.json it came with"
+        )
+    expected = file_shapes(config, flax_order)
     if config.tie_word_embeddings and (head := found.pop("lm_head.embedding", None)):
         wte = found.get("wte.embedding")
         if wte is None or not np.array_equal(head.read().T if flax_order else head.read(), wte.read()):

@@ -119,6 +119,15 @@ def test_weights_and_paths_of_a_mixture():
         ({"source": "a, b", "paths": "a: x; a: y"}, r"data.paths is 'a: x; a: y'; it must be of a and b"),
         ({"source": "files, b", "paths": "b: x"}, r"data.paths is 'b: x'; it must be one or more files"),
         ({"min_characters": 5, "max_characters": 4}, r"data.min_characters is 5; it must be at most data.max_char"),
+        (
+            {"source": "files", "paths": "a.txt", "revision": "v1"},
+            r"data.revision is 'v1'; it must be empty where noth",
+        ),
+        (
+            {"source": "stories", "paths": "copy/", "revision": "v1"},
+            r"data.revision is 'v1'; it must be empty where no",
+        ),
+        ({"revision": "v1"}, r"is 'v1'; it must be empty where nothing is read from the hub: files have no revisions"),
         ({"readers": 0}, r"data.readers is 0; it must be at least 1"),
         (
             {"road": "stream"},
@@ -134,6 +143,19 @@ def test_weights_and_paths_of_a_mixture():
 def test_data_options_that_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         DataConfig(**options)
+
+
+def test_a_revision_is_of_what_is_read_from_the_hub():
+    DataConfig(source="stories", revision="v1")
+    DataConfig(source="mine, owner/name", paths="mine: a.txt", revision="v1")
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400)])
+def test_numbers_that_no_float_holds(value):
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate is -?1000*\.\.\.; it must be of type float"):
+        Config.from_dict({"optimizer": {"learning_rate": value}})
+    with pytest.raises(InputError, match=r"config\.model is \[1\]; it must be a group of options"):
+        Config.from_dict({"model": [1]})
 
 
 def test_every_option_has_a_meaning():

@@ -163,7 +163,16 @@ def test_fields_left_out_are_gpt2_s_and_others_are_ignored(tmp_path):
         ({"n_layer": 2.0}, "model.n_layer is 2.0; it must be of type int"),
         ({"n_layer": True}, "model.n_layer is True; it must be of type int"),
         ({"n_layer": 0}, "model.n_layer is 0; it must be at least 1"),
-        ({"layer_norm_epsilon": float("nan")}, "model.layer_norm_epsilon is nan; it must be above 0"),
+        (
+            {"layer_norm_epsilon": float("nan")},
+            r"config\.json cannot be read \(NaN is no number in JSON\); weights",
+        ),
+        ({"layer_norm_epsilon": 0}, "model.layer_norm_epsilon is 0.0; it must be above 0, and finite"),
+        ({"n_embd": 2**32}, "model.n_embd is 4294967296; it must be at least 1 and at most 2147483647"),
+        ({"n_embd": 2**64}, "the number 18446744073709551616... is too large"),
+        ({"n_embd": 2**31 - 1, "n_head": 1}, r"of shape \(\d+,( \d+)?\); config.json asks for \("),
+        ({"n_layer": 2**31 - 1}, "has 16 tensors, too few for the 2,147,483,647 layers of config.json; give the"),
+        ({"model_type": "x" * 10**6}, "has model_type '" + "x" * 199 + "...; only gpt2 is supported"),
         ({"tie_word_embeddings": None}, "model.tie_word_embeddings is None; it must be of type bool"),
         ({"n_layer": 2}, r"lacks 12 \(h\.1\.attn\.c_attn\.bias, .*\) for 2 layers; give the config.json it came with"),
     ],
@@ -196,6 +205,10 @@ def test_tokenizers_that_do_not_fit(folder, lm, tmp_path):
         gpt2_jax.load(folder)
     empty = json.loads(lm.tokenizer.to_json())
     empty["model"] |= {"vocab": {}, "merges": []}
+    (folder / "tokenizer.json").write_text(json.dumps(empty))
+    with pytest.raises(InputError, match=rf"gives '<\|endoftext\|>' the id {lm.tokenizer.end_of_text}, and it would"):
+        gpt2_jax.load(folder)
+    empty["added_tokens"][0]["id"] = 0
     (folder / "tokenizer.json").write_text(json.dumps(empty))
     with pytest.raises(InputError, match=r"is empty: '<\|endoftext\|>' is its only entry"):
         gpt2_jax.load(folder)
@@ -237,6 +250,19 @@ def test_load_takes_the_latest_the_best_or_a_step(workdir):
     assert np.array_equal(wte[None], wte[20]) and np.array_equal(wte["best"], wte[10])
     assert not np.array_equal(wte[10], wte[20])
     assert lms[None].generate("the ", max_new_tokens=4).text.startswith("the ")
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(workdir, tmp_path):
+    lm = gpt2_jax.load(workdir)
+    config = Config.from_dict({"model": dataclasses.asdict(lm.config)})
+    state = jax.jit(lambda: init_state(config.model, optax.identity(), 0))()
+    bad = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.at[0].set(np.nan) if "ln_f" in str(path) and "scale" in str(path) else x, state.model
+    )
+    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(state._replace(model=bad), config.to_dict(), lm.tokenizer.to_json(), 1.0)
+    with pytest.raises(InputError, match=r"step 0 in .* has numbers in ln_f\.scale that are not finite; no model comp"):
+        gpt2_jax.load(tmp_path)
 
 
 def test_a_run_is_exported(workdir, tmp_path):

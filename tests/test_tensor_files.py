@@ -159,16 +159,22 @@ def test_any_bytes_are_read_or_refused(kind, scratch, content):
         (b"[]", b"", "a header that is not safetensors'"),
         (b"[" * 100_000, b"", "a header that is not safetensors'"),
         (b'{"x": 1}', b"", "a header that is not safetensors'"),
-        (b'{"x": {"dtype": "F32"}}', b"", r"a header that is not safetensors' \('shape'\)"),
+        (b'{"x": {"dtype": "F32"}}', b"", "'x' is {'dtype': 'F32'}, without dtype, shape and data_offsets"),
         ({"x": entry(stop=9)}, bytes(9), r"is damaged: 'x' lies at bytes 0 to 9, its shape is \(2,\)"),
         ({"x": entry(), "y": entry(start=4, stop=12)}, bytes(12), "is damaged: 'y' lies at bytes 4 to 12"),
         ({"x": entry(), "y": entry()}, bytes(8), "is damaged: 'y' lies at bytes 0 to 8"),
         ({"x": entry(), "y": entry(start=12, stop=20)}, bytes(20), "is damaged: 'y' lies at bytes 12 to 20"),
-        ({"x": entry(start=8, stop=0)}, bytes(8), r"shape \(2,\), offsets 8, 0"),
-        ({"x": entry(shape=(-2,), start=0, stop=-8)}, bytes(8), r"shape \(-2,\), offsets 0, -8"),
-        ({"x": entry(shape=(True, 2))}, bytes(8), r"shape \(True, 2\)"),
-        ({"x": entry(shape=(2.0,))}, bytes(8), r"shape \(2.0,\)"),
-        ({"x": entry(shape=(2**62,), stop=2**64)}, bytes(8), "tensors need 18,446,744,073,709"),
+        ({"x": entry(start=8, stop=0)}, bytes(8), r"'x' is of F32, shape \[2\], offsets \[8, 0\]"),
+        ({"x": entry(shape=(-2,), start=0, stop=-8)}, bytes(8), r"shape \[-2\], offsets \[0, -8\]"),
+        ({"x": entry(shape=(True, 2))}, bytes(8), r"shape \[True, 2\]"),
+        ({"x": entry(shape=(2.0,))}, bytes(8), r"shape \[2.0\]"),
+        ({"x": entry(shape=[0] * 9, stop=0)}, b"", r"shape \[0, 0, 0, 0, 0, 0, 0, 0, 0\], offsets"),
+        ({"x": entry(dtype=["F32"])}, bytes(8), r"'x' is of type \['F32'\]"),
+        ({"x": entry(shape=(2**60,), stop=2**62)}, bytes(8), "tensors need 4,611,686,018,427"),
+        ({"x": entry(shape=(2**62,), stop=2**64)}, bytes(8), r"the number 18446744073709551616\.\.\. is too large"),
+        ({"x\n": entry()}, bytes(8), r"the name 'x\\n' is too long, or cannot be printed"),
+        (b'{"x": {}, "x": {}}', b"", "'x' is there twice"),
+        (b'{"x\xff": {}}', b"", "'utf-8' codec can't decode byte 0xff in position 3"),
     ],
 )
 def test_hostile_safetensors(header, data, message, scratch):
@@ -217,12 +223,12 @@ def test_hostile_msgpack(value, message, scratch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x81\xdb\xff\xff\xff\xff", "it ends too early"),  # a key of 4 GB
+        (b"\x81\xdb\xff\xff\xff\xff", "a key has 4,294,967,295 bytes, and may have 1,024"),
         (b"\xdf\xff\xff\xff\xff", "it ends too early"),  # 4 billion entries
         (b"\x81\xa1x\xc9\xff\xff\xff\xff\x01", "x ends past the file"),
         (b"\x81\xa1x\xc7\x05\x01\xdd\xff\xff\xff\xff", ""),  # a shape of 4 billion sizes
         (b"\x82\xa1x\xc7\x0d\x01" + msgpack.packb(([0], "float32", b""))[:13] + b"\xa1x", ""),
-        (b"\x81\xa1x" * 100_000, ""),  # folders in folders
+        (b"\x81\xa1x" * 33 + b"\x80", "it is nested deeper than 32"),
         (b"\x81\xa1\xff\x80", "utf-8"),
         (pickle.dumps({"a": 1}), "there is more after its end"),
     ],
@@ -235,6 +241,39 @@ def test_hostile_bytes(content, message, scratch):
 def test_an_entry_may_not_come_twice(scratch):
     one = msgpack.packb({"x": ndarray([1], "float32", bytes(4))})[1:]
     assert "x is there twice" in refused("msgpack", scratch, b"\x82" + one + one)
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused_by_the_name_of_the_tensor(kind, bad, scratch):
+    arrays = {name: array.copy() for name, array in ARRAYS.items()}
+    arrays["wte/embedding"][[7, 9], 3] = bad, -bad
+    if kind == "msgpack":
+        write_msgpack(scratch, arrays, arrays.__getitem__)
+    else:
+        write_safetensors(scratch, {n: a.shape for n, a in arrays.items()}, arrays.__getitem__)
+    found = READERS[kind](scratch)
+    np.testing.assert_array_equal(found["h/0/kernel"].read(), ARRAYS["h/0/kernel"])
+    message = rf"file has 2 numbers in wte/embedding that are not finite, the first {bad} at \[7, 3\]; no model comp"
+    with pytest.raises(InputError, match=message):
+        found["wte/embedding"].read()
+
+
+def test_a_sum_beyond_float32_is_of_finite_numbers(scratch):
+    large = {"x": np.full((3, 2), 3e38, np.float32)}
+    write_msgpack(scratch, large, large.__getitem__)
+    np.testing.assert_array_equal(read_msgpack(scratch)["x"].read(), large["x"])
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(good, scratch):
+    scratch.write_bytes(good["safetensors"])
+    tensor = read_safetensors(scratch)["wte/embedding"]
+    scratch.write_bytes(good["safetensors"][:-4])
+    with pytest.raises(InputError, match="became shorter while wte/embedding was read; fetch it again"):
+        tensor.read()
+    scratch.unlink()
+    with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\); check it and its permissions"):
+        tensor.read()
 
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path):

@@ -219,6 +219,39 @@ def test_hub_offline_raises_instead_of_an_empty_tokenizer_and_imports_are_light(
     assert error.startswith("tokenizer 'openai-community/gpt2' is no file or folder here and could not be fetched from")
 
 
+PINNED = """
+import sys
+from gpt2_jax.config import DataConfig
+from gpt2_jax.data.prepare import shared_tokenizer
+from gpt2_jax.errors import InputError
+from gpt2_jax.tokenizer_files import load
+lengths = [len(load("some/bpe")), len(load("some/bpe@old")), len(load("some/bpe@" + "0" * 40))]
+lengths += [len(load("some/bpe", revision="old")), len(load("some/bpe", revision="0" * 40))]
+config = DataConfig(tokenizer="some/bpe@old")
+print(*lengths, len(shared_tokenizer(config, {}, print)))
+for name, revision in (("some/bpe@new", None), ("some/bpe@old", "old"), ("some/bpe@", None), ("a b@old", None)):
+    try: load(name, revision=revision)
+    except InputError as error: print(error)
+"""
+
+
+def test_a_revision_of_the_hub_is_taken_from_the_name_or_the_option(tmp_path):
+    repository = tmp_path / "models--some--bpe"
+    (repository / "refs").mkdir(parents=True)
+    for ref, commit, size in (("old", "0" * 40, 260), ("main", "1" * 40, 270)):
+        train_bpe(CORPUS, size).save(repository / "snapshots" / commit)
+        (repository / "refs" / ref).write_text(commit)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", PINNED], env=offline, capture_output=True, text=True, check=True)
+    lengths, unknown, twice, *none = done.stdout.splitlines()
+    assert lengths == "270 260 260 260 260 260"
+    assert unknown.startswith(
+        "tokenizer 'some/bpe@new' is no file or folder here and could not be fetched from the hub"
+    )
+    assert twice == "revision is 'old', but 'some/bpe@old' has one, too; give one of them"
+    assert len(none) == 2 and all("does not exist (looked in " in line for line in none)
+
+
 def _raises(message: str):
     return pytest.raises(InputError, match=message)
 
@@ -280,6 +313,71 @@ def test_bad_paths(tmp_path):
         load(tmp_path)
     (tmp_path / "tokenizer.json").write_bytes(b"\xff")
     with _raises("tokenizer.json is not a tokenizer.json: 'utf-8' codec"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": 1000}, "entries, and their ids do not go from 0 to"),
+        ({"a": 50_000_000}, "entries, and their ids do not go from 0 to"),
+        ({"a": 4_294_967_295}, "entries, and their ids do not go from 0 to"),
+        ({"a": 70}, r"has \d+ entries, and their ids do not go from 0 to \d+, each once; fetch it again"),
+        ({"a": -1}, "is not a tokenizer.json: invalid value: integer `-1`, expected u32"),
+        ({"a": 2**33}, "is not a tokenizer.json: invalid value: integer `8589934592`, expected u32"),
+        ({"a": 1.5}, "is not a tokenizer.json: invalid type: floating point `1.5`, expected u32"),
+        ({"a": None}, "is not a tokenizer.json: invalid type: null, expected u32"),
+    ],
+)
+def test_ids_with_gaps_twice_or_beyond_bounds(change, message):
+    tokenizer = json.loads(own_bpe().to_json())
+    tokenizer["model"]["vocab"] |= change
+    with _raises(message):
+        Tokenizer.from_json(json.dumps(tokenizer))
+
+
+def test_what_makes_the_library_panic_is_an_error():
+    tokenizer = json.loads(own_bpe().to_json())
+    normalizer = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    with _raises("^this tokenizer is not a tokenizer.json: Precompiled: "):
+        Tokenizer.from_json(json.dumps(tokenizer | {"normalizer": normalizer}))
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    slow = Tokenizer.from_json(json.dumps(tokenizer | {"pre_tokenizer": split}))
+    with _raises("^this tokenizer fails to encode a text: Onig: Regex search error: retry-limit-in-match over"):
+        slow.encode("a" * 30 + "b")
+
+
+def test_an_entry_twice_and_a_byte_too_few():
+    text = own_bpe().to_json()
+    with _raises("this tokenizer is not a tokenizer.json: .*twice|duplicate"):
+        Tokenizer.from_json(text.replace('"vocab":{', '"vocab":{"!":0,', 1))
+    tokenizer = json.loads(text)
+    tokenizer["model"]["vocab"]["~~"] = tokenizer["model"]["vocab"].pop("~")
+    with _raises(r"^this tokenizer lacks 1 of the 256 bytes, '~' among them, and would leave them out of every text"):
+        Tokenizer.from_json(json.dumps(tokenizer))
+    with _raises(
+        "^this tokenizer has a WordLevel model; only BPE and vocabularies of single characters are supported$"
+    ):
+        model = {"type": "WordLevel", "vocab": tokenizer["model"]["vocab"], "unk_token": "a"}
+        Tokenizer.from_json(json.dumps(tokenizer | {"model": model}))
+
+
+@pytest.mark.parametrize(
+    ("vocab", "merges", "message"),
+    [
+        ('{"a": 0, "b": 2}', "", "the ids of its 2 entries do not go from 0 on; fetch both again"),
+        ('{"a": 0, "b": 4294967297}', "", "the ids of its 2 entries do not go from 0 on"),
+        ('{"a": 0, "b": true}', "", "the ids of its 2 entries do not go from 0 on"),
+        ('{"a": 0, "a": 1}', "", r"\('a' is there twice\); fetch both again"),
+        ('{"a": 0, "b": 1}', "#version: 0.2\na b c\n", "'a b c' is no merge of two"),
+        ('{"a": 0, "b": 1}', "a b\n", "are not a byte-level BPE: "),
+        ('{"a": 0, "b": 0}', "", "has 2 entries and no"),
+    ],
+)
+def test_gpt2_s_files_that_are_damaged(vocab, merges, message, tmp_path):
+    (tmp_path / "vocab.json").write_text(vocab)
+    (tmp_path / "merges.txt").write_text(merges)
+    with _raises(message):
         load(tmp_path)
 
 

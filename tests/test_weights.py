@@ -3,6 +3,7 @@ import json
 import math
 import re
 import struct
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -276,7 +277,10 @@ def test_shards(format, sharded, config, model):
         ('{"weight_map": {"a": "model.bin"}}', "names 'model.bin', which is no weight file beside it"),
         ('{"weight_map": {"a": "x.msgpack"}}', "names 'x.msgpack', which is no weight file beside it"),
         ('{"weight_map": {"a": ".."}}', "names '..', which is no weight file"),
-        ('{"weight_map": {"a": "a\\u0000.safetensors"}}', "which is missing"),
+        ('{"weight_map": {"a": "a\\u0000.safetensors"}}', "which is no weight file beside it"),
+        ('{"weight_map": {"a": "%s.safetensors"}}' % ("é" * 200), "which is no weight file beside it"),
+        ('{"weight_map": {"a": "a.safetensors"}}', "names a.safetensors, which is missing; fetch all 1 files"),
+        ('{"weight_map": {"a": "x", "a": "y"}}', "('a' is there twice); fetch it again"),
     ],
 )
 def test_bad_indices(index, message, tmp_path):
@@ -302,7 +306,28 @@ def test_other_files_are_refused_with_the_way_out(name, what, tmp_path):
             weights.find(path)
 
 
+def test_a_link_out_of_the_folder_is_followed_as_those_of_the_hub_s_cache(config, model, arrays, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    write(tmp_path / "blobs", "safetensors", arrays)
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "a.safetensors").symlink_to(tmp_path / "blobs" / "model.safetensors")
+    index = tmp_path / "snapshot" / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "a.safetensors"}}')
+    assert_same(weights.load(weights.find(tmp_path / "snapshot"), config), unstack(model))
+    (tmp_path / "blobs" / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"names a\.safetensors, which is missing; fetch all 1 files"):
+        weights.find(tmp_path / "snapshot")
+
+
+def test_layers_that_no_file_has_cost_nothing(config, arrays, tmp_path):
+    files = write(tmp_path, "safetensors", arrays)
+    with pytest.raises(InputError, match=r"too few for the 1,000,000,000 layers of config\.json; give the"):
+        weights.load(files, dataclasses.replace(config, n_layer=10**9))
+
+
 def test_nothing_to_find(tmp_path):
+    with pytest.raises(InputError, match=r"/dev/null is no file and no folder; give a folder with GPT-2's weights"):
+        weights.find(Path("/dev/null"))
     with pytest.raises(InputError, match=r"has no model\.safetensors and no flax_model\.msgpack; give a folder"):
         weights.find(tmp_path)
     (tmp_path / "notes.txt").touch()

@@ -10,6 +10,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -18,10 +19,12 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 
+from gpt2_jax import json_files
 from gpt2_jax.data import prepare as local
 from gpt2_jax.data.layout import Layout, Progress, lay_out
 from gpt2_jax.data.manifest import as_json, manifest_of, new_record, part_record, summary
 from gpt2_jax.data.options import DataConfig
+from gpt2_jax.data.records import check_part
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.tokenize import Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool
@@ -94,7 +97,8 @@ def _prepare_source(
         ) from error
 
     names = [part_record(task.number) for task in tasks]
-    record["parts"] = {str(i): json.loads(_read(_join(out, name))) for i, name in enumerate(names)}
+    for number, name in enumerate(names):
+        record["parts"][str(number)] = _read_part(_join(out, name))
     manifest = manifest_of(record, layout.source)
     _write(out, "manifest.json", as_json(manifest))
     FileSystems.delete([begun, *(_join(out, name) for name in names)])
@@ -120,7 +124,7 @@ def _reason(error: Exception) -> str:
     """What a worker refused, which runners raise as it is or in the text of a traceback; else the end of that text."""
     text = str(error) if isinstance(error, InputError) else "".join(_REFUSED.findall(str(error))[:1])
     refused = text.partition(" [while running")[0]
-    return refused or f"{type(error).__name__}: {one_line(error)[-500:]}"
+    return refused or f"{type(error).__name__}: {' '.join(str(error).split())[-500:]}"
 
 
 def _make_folder(path: str) -> None:
@@ -141,6 +145,15 @@ def _write(folder: str, name: str, data: bytes) -> None:
     with FileSystems.create(unfinished, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         file.write(data)
     FileSystems.rename([unfinished], [path])
+
+
+def _read_part(path: str) -> dict[str, Any]:
+    try:
+        part = json_files.parse(_read(path))
+    except ValueError as error:
+        raise InputError(f"{path} is corrupted ({one_line(error)}); delete it, and run again") from None
+    check_part(part, Path(path))
+    return part
 
 
 def _read(path: str) -> bytes:

@@ -20,7 +20,7 @@ from gpt2_jax.data.rows import Rows
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.together import prepare_together
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, shown
 from gpt2_jax.tokenizer import Tokenizer
 from gpt2_jax.tokenizer_files import load
 
@@ -145,7 +145,7 @@ def _streamed(config: Config, folder: Path, options: dict[str, Any], say: Progre
 
     def batches(start_step: int, saved: dict[str, Any] | None) -> Batches:
         if saved is not None and not data.accept_changes:
-            _check_unchanged(saved["fingerprints"], fingerprints)
+            _check_unchanged(saved.get("fingerprints"), fingerprints)
         fillers = open_fillers(data, folder, sources, tokenizer, say) if data.fill_prepared else {}
         stream = Stream(
             sources,
@@ -155,7 +155,7 @@ def _streamed(config: Config, folder: Path, options: dict[str, Any], say: Progre
             readers=data.readers,
             shuffle_windows=data.shuffle_windows,
             start_step=start_step,
-            position=None if saved is None else np.array(saved["position"], np.int64),
+            position=None if saved is None else _position(saved),
             fillers=fillers,
             **options,
         )
@@ -164,9 +164,29 @@ def _streamed(config: Config, folder: Path, options: dict[str, Any], say: Progre
     return Corpus(tokenizer, held_out, batches, fingerprints)
 
 
-def _check_unchanged(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
+def _position(saved: Mapping[str, Any]) -> np.ndarray:
+    """The position of a stream, int64 [readers, sources, 6], from what `Corpus.saved` gave.
+
+    Raises:
+      InputError: it is not so.
+    """
+    try:
+        position = np.array(saved.get("position"))
+    except ValueError:  # lists of different lengths
+        position = np.array(None)
+    right = position.dtype == np.int64 and position.ndim == 3
+    if not right or (position < 0).any() or (position >= 2**62).any():  # they will grow
+        raise InputError(
+            f"the checkpoint has the position {shown(saved.get('position'))}, which is none in a stream; use another "
+            "checkpoint, or start anew in another --workdir"
+        )
+    return position
+
+
+def _check_unchanged(saved: Any, now: Mapping[str, str]) -> None:
     """Raises `InputError` in all processes if a source is not as the first of them saved it."""
-    changed = np.array([saved[name] != fingerprint for name, fingerprint in now.items()])
+    saved = saved if isinstance(saved, Mapping) else {}
+    changed = np.array([saved.get(name) != fingerprint for name, fingerprint in now.items()])
     if jax.process_count() > 1:  # others may have copies of the files, written at another time
         changed = multihost_utils.broadcast_one_to_all(changed)
     if changed.any():

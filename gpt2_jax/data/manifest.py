@@ -19,10 +19,11 @@ import filelock
 from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.data.layout import Layout, Progress
 from gpt2_jax.data.options import DataConfig, with_defaults
-from gpt2_jax.data.prepared import FORMAT, redo
+from gpt2_jax.data.prepared import FORMAT
+from gpt2_jax.data.records import check_part, check_record, read, redo
 from gpt2_jax.data.sources import Source, nothing_kept
 from gpt2_jax.data.tokenize import SPLITS
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, shown
 from gpt2_jax.tokenizer import Tokenizer
 
 # Options that change how tokens are made or used, and not which they are.
@@ -84,7 +85,7 @@ def changes(record: dict[str, Any], config: DataConfig, name: str, fingerprint: 
       fingerprint: of the source, None where it is gone; not called where options say it already.
     """
     before, now = options_in(record), options_of(config, name)
-    changed = [f"data.{k} was {before.get(k)!r} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
+    changed = [f"data.{k} was {shown(before.get(k))} and is {now[k]!r}" for k in now if before.get(k) != now[k]]
     if not changed and fingerprint() not in (None, record["fingerprint"]):
         changed = [f"the corpus changed (it was {record['source']})"]
     return "; ".join(changed)
@@ -98,21 +99,28 @@ def unfinished(folder: Path, config: DataConfig, source: Source) -> dict[str, An
     """
     for name in ("manifest.json", "progress.json"):
         try:
-            record = json.loads((folder / name).read_text(encoding="utf-8"))
+            record = read(folder / name)
             break
-        except (FileNotFoundError, ValueError):
+        except InputError:  # not there, or cut off: what is in it can be made again
             continue
     else:
         return None
-    changed = changes(record, config, source.name, source.fingerprint)
+    if "splits" in record or record.get("format") == FORMAT:
+        check_record(record, folder / name)
     if "splits" not in record and (found := record.get("format")) != FORMAT:
-        changed = f"they are of format {found!r}, this version writes {FORMAT}"
+        changed = f"they are of format {shown(found)}, this version writes {FORMAT}"
+    else:
+        changed = changes(record, config, source.name, source.fingerprint)
+        if not changed and "splits" not in record and len(record["positions"]) != len(source.parts):
+            changed = f"they are of {len(record['positions'])} parts, and the corpus has {len(source.parts)}"
     if changed:
         raise InputError(f"{folder} holds unfinished tokens of another corpus: {changed}; {redo(folder)}")
     if "splits" not in record:
         for number in range(len(source.parts)):
-            with contextlib.suppress(FileNotFoundError):
-                record["parts"][str(number)] = json.loads((folder / part_record(number)).read_text(encoding="utf-8"))
+            with contextlib.suppress(InputError):  # a part of which there is no record is made again
+                part = read(folder / part_record(number))
+                check_part(part, folder / part_record(number))
+                record["parts"][str(number)] = part
     return record
 
 
@@ -145,7 +153,7 @@ def manifest_of(record: dict[str, Any], source: Source) -> dict[str, Any]:
         if not splits[split]["tokens"]:
             raise InputError(
                 f"the {split} split of {source.name} has no document; change data.validation_fraction "
-                f"({record['options']['validation_fraction']}) or give more documents"
+                f"({record['options'].get('validation_fraction')}) or give more documents"
             )
     return {**manifest, "counts": dict(sorted(counts.items())), "splits": splits}
 

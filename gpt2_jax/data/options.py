@@ -36,7 +36,7 @@ class DataConfig:
         (a cut in characters), "auto" is "document" from 20 documents on, else "tail".
       validation_fraction: share of the documents (or characters) that validate, in (0, 1).
       tokenizer: "bpe" (byte-level, trained on the training split), "characters", or a tokenizer.json, a folder or a
-        hub id such as "openai-community/gpt2".
+        hub id such as "openai-community/gpt2", with "@" and a branch, tag or commit after it to pin it.
       vocab_size: entries of a "bpe" tokenizer, end-of-text and the 256 bytes among them.
       encoder: what runs a byte-level BPE: "tokenizers", or "tiktoken", several times faster with the same ids.
       tokens_per_shard: tokens in one shard file, at most.
@@ -102,6 +102,12 @@ class DataConfig:
                 self.paths,
                 "empty unless data.source is 'files'; add --config.data.source=files",
             )
+        check(
+            self.revision == "" or any(name != "stdlib" and self.paths_of(name) == "" for name in self.weights),
+            "data.revision",
+            self.revision,
+            "empty where nothing is read from the hub: files have no revisions",
+        )
         self._check_reweighing()
         for name in ("min_characters", "max_characters", "max_line_length", "retries", "workers"):
             check(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")

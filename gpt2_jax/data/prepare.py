@@ -27,7 +27,8 @@ from gpt2_jax.data.manifest import (
     write_file,
 )
 from gpt2_jax.data.options import DataConfig
-from gpt2_jax.data.prepared import Prepared, hashes_of, load_prepared, redo, sha256_of, shards_of
+from gpt2_jax.data.prepared import Prepared, hashes_of, load_prepared, sha256_of, shards_of
+from gpt2_jax.data.records import redo
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool

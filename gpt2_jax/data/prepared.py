@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from gpt2_jax import json_files
+from gpt2_jax.data.records import check_record, read, redo
 from gpt2_jax.data.tokenize import SPLITS
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, shown
 from gpt2_jax.tokenizer import Tokenizer
 from gpt2_jax.tokenizer_files import load
 
@@ -80,12 +82,19 @@ class Prepared:
                 raise InputError(
                     f"{self.directory / file} is corrupted: its sha256 is not {sha256}; {redo(self.directory)}"
                 )
+        largest = self.manifest["vocab_size"] - 1
+        for file in unread:  # just read, and so still in memory
+            if file.endswith(".bin") and np.memmap(self.directory / file, self.manifest["dtype"], "r").max() > largest:
+                raise InputError(
+                    f"{self.directory / file} has tokens above {largest}, the last of its vocabulary; "
+                    f"{redo(self.directory)}"
+                )
         if unread:
             self._note_verified(wanted)
 
     def _verified(self) -> dict[str, list]:
         try:
-            return json.loads((self.directory / VERIFIED).read_text(encoding="utf-8"))
+            return json_files.parse(json_files.read_bytes(self.directory / VERIFIED))
         except (FileNotFoundError, ValueError):  # never, or while it was written
             return {}
 
@@ -108,14 +117,14 @@ def load_prepared(directory: str | Path) -> Prepared:
       InputError: nothing prepared there, or files missing or cut short.
     """
     directory = Path(directory)
-    try:
-        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{directory} holds no manifest.json, so no tokens; prepare makes them") from None
-    except ValueError as error:
-        raise InputError(f"{directory / 'manifest.json'} is corrupted ({error}); {redo(directory)}") from None
+    if not (file := directory / "manifest.json").exists():
+        raise InputError(f"{directory} holds no manifest.json, so no tokens; prepare makes them")
+    manifest = read(file)
     if (found := manifest.get("format")) not in (1, FORMAT):
-        raise InputError(f"{directory} has format {found!r}, this version reads 1 and {FORMAT}; {redo(directory)}")
+        raise InputError(f"{directory} has format {shown(found)}, this version reads 1 and {FORMAT}; {redo(directory)}")
+    if "splits" not in manifest:
+        raise InputError(f"{file} is corrupted (it has no splits); {redo(directory)}")
+    check_record(manifest, file)
     for split in manifest["splits"].values():
         if split.get("largest", -1) >= manifest["vocab_size"]:
             raise InputError(
@@ -130,7 +139,13 @@ def load_prepared(directory: str | Path) -> Prepared:
         if found != size:
             state = "missing" if found is None else f"cut: it has {found:,} bytes of {size:,}"
             raise InputError(f"{path} is {state}; {redo(directory)}")
-    return Prepared(directory, manifest, load(directory / "tokenizer.json"))
+    tokenizer = load(directory / "tokenizer.json")
+    if len(tokenizer) != manifest["vocab_size"]:
+        raise InputError(
+            f"{directory} has a tokenizer of {len(tokenizer)} entries, and its tokens are of "
+            f"{manifest['vocab_size']}; {redo(directory)}"
+        )
+    return Prepared(directory, manifest, tokenizer)
 
 
 def sha256_of(path: Path) -> str:
@@ -159,8 +174,3 @@ def hashes_of(shards: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """The same of some shards and their masks."""
     masks = [(mask_file(shard), shard["mask"]) for shard in shards if "mask" in shard]
     return [*((shard["file"], shard["sha256"]) for shard in shards), *masks]
-
-
-def redo(directory: Path) -> str:
-    """The end of an error about files that cannot be used."""
-    return f"delete {directory} to make it again, or choose another workdir"

@@ -105,6 +105,8 @@ class Reader:
         self._division, self._T, self._size, self._seed = division, T, block, tuple(seed)
         self._start = tuple(int(x) for x in counters[:3])
         self._offset, self._block, self._taken = (int(x) for x in counters[3:])
+        if self._taken > block:
+            raise self._nowhere()
         self._filler, self._counts, self._of_part = filler, Counter(), Counter()
         self._encoded = self._read(*self._start)
         self._failure: InputError | None = None
@@ -147,6 +149,9 @@ class Reader:
             raise self._failure
 
     def _fill(self) -> None:
+        self._read_to(1)
+        if self._offset >= len(self._buffer[0][1]):  # before the corpus is read as far as that
+            raise self._nowhere()
         end = self._offset + self._size * self._T + 1
         self._read_to(end)
         first, there = [], 0
@@ -163,6 +168,13 @@ class Reader:
         # The raw bits: numpy promises that they stay the same in its later versions.
         bits = np.random.PCG64([*self._seed, self._number, self._block]).random_raw(self._size)
         self._order = np.argsort(bits, kind="stable")
+
+    def _nowhere(self) -> InputError:
+        where = ", ".join(f"{name} {value}" for name, value in zip(COUNTERS, self.counters))
+        return InputError(
+            f"the saved position in {self._source.name} ({where}) is none that a reader comes to; use another "
+            "checkpoint, or start anew in another --workdir"
+        )
 
     def _go_on(self) -> None:
         """To the next block, which begins with the last token of this one."""
@@ -199,6 +211,8 @@ class Reader:
             if found:
                 break
         else:
+            if part or row:
+                raise self._nowhere()
             raise InputError(
                 f"{self._source.name} has no document to train on; loosen the filters (data.min_characters and "
                 "others), lower data.validation_fraction, or give more text"

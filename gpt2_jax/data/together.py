@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
+from gpt2_jax import json_files
 from gpt2_jax.data.layout import Progress
 from gpt2_jax.data.manifest import make_folder, write_file
 from gpt2_jax.data.options import DataConfig
@@ -102,6 +103,6 @@ def _wait(directory: Path, manifests: list[Path]) -> None:
 
 def _read(directory: Path) -> dict:
     try:
-        return json.loads((directory / SIGN).read_text(encoding="utf-8"))
+        return json_files.parse(json_files.read_bytes(directory / SIGN))
     except (FileNotFoundError, ValueError):
         return {}

@@ -23,9 +23,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from gpt2_jax import json_files
 from gpt2_jax.config import CheckpointConfig, OptimizerConfig
 from gpt2_jax.data.options import with_defaults
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, one_line, shown
 from gpt2_jax.model import GPT2
 from gpt2_jax.training import seal
 from gpt2_jax.training.guard import GuardState
@@ -40,6 +41,8 @@ FREE = (
 )
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
+METRICS = "metrics"  # Orbax's item of it
+LARGEST_ITEM = 128 << 20  # bytes of JSON; a tokenizer of 256,000 entries has 60 MB, as a string
 TO_READ = ("model", "config", "tokenizer")  # items that make a language model
 TO_GO_ON = (*TO_READ, "training")
 NOTHING, ALL_DAMAGED = -1, -2  # instead of a step, among processes
@@ -50,6 +53,17 @@ DISK_FAILURES = (
 )
 AGAIN = "make room and run the same command again, and it goes on from there"
 SLOW = 30.0  # seconds that a save may wait for the one before it without a word
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which a damaged file of metrics does not stop: what it says of "best" alone is lost."""
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        try:
+            found = json_files.parse(json_files.read_bytes(Path(self.directory) / str(step) / METRICS / METRICS))
+        except (OSError, ValueError):
+            return None
+        return found if type(found.get("val_loss")) is float else None
 
 
 class Checkpoints:
@@ -69,7 +83,7 @@ class Checkpoints:
           tell: is given a line about a save that failed, or that was slow.
 
         Raises:
-          InputError: nothing to read there.
+          InputError: nothing to read there, or a checkpoint at which Orbax fails.
         """
         self.directory = Path(workdir).absolute() / "checkpoints"
         if config is None and not self.directory.is_dir():
@@ -83,20 +97,28 @@ class Checkpoints:
         verbosity = logging.get_verbosity()
         if config is None:
             logging.set_verbosity(logging.ERROR)  # Orbax warns that what is opened to read cannot be written
-        manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=config and _policy(config),
-                best_fn=lambda metrics: metrics["val_loss"],
-                best_mode="min",
-                cleanup_tmp_directories=clean,
-                temporary_path_class=seal.SealedPath,
-                read_only=config is None,
-                create=config is not None,
-            ),
-        )
-        logging.set_verbosity(verbosity)
-        return manager
+        try:
+            return _Manager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=config and _policy(config),
+                    best_fn=lambda metrics: metrics["val_loss"],
+                    best_mode="min",
+                    cleanup_tmp_directories=clean,
+                    temporary_path_class=seal.SealedPath,
+                    read_only=config is None,
+                    create=config is not None,
+                ),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            steps = (path for path in sorted(self.directory.iterdir()) if path.name.isdigit())
+            named = ", ".join(str(path) for path in steps if seal.damage(path, ())) or "its folder"
+            raise InputError(
+                f"{self.directory} cannot be opened ({type(error).__name__}: {one_line(error)}); the {seal.METADATA} "
+                f"of a checkpoint is damaged: move {named} elsewhere, and the others are read"
+            ) from error
+        finally:
+            logging.set_verbosity(verbosity)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -135,10 +157,15 @@ class Checkpoints:
                 f"{self.directory} has no checkpoint that is not damaged: {listed}. Nothing was changed: bring back a "
                 "copy of one, or train anew in another --workdir"
             )
+        if step == "best":
+            for other in self.steps:
+                if (self.directory / str(other) / METRICS).exists() and self._manager.metrics(other) is None:
+                    tell(f"the metrics of step {other} in {self.directory} are damaged: it is not taken for the best")
         found = self._manager.best_step() if step == "best" else step
         if found not in self.steps:
             there = f"it has {', '.join(map(str, self.steps))}" if self.steps else "it is empty"
             raise InputError(f"{self.directory} has no checkpoint {step}; {there}")
+        items = (*items, METRICS) if step == "best" else items
         if what := seal.damage(self.directory / str(found), items):
             others = [other for other in self.steps if other != found]
             advice = f"it also has {', '.join(map(str, others))}" if others else "it is the only one"
@@ -251,34 +278,77 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def read_json(self, step: int) -> tuple[dict[str, Any], str]:
-        """The config (nested dicts) and the tokenizer (its JSON) saved with a step."""
-        items = ocp.args.Composite(config=ocp.args.JsonRestore(), tokenizer=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return restored.config, restored.tokenizer["tokenizer.json"]
+        """The config (nested dicts) and the tokenizer (its JSON) saved with a step.
+
+        Raises:
+          InputError: they are not what `save` writes.
+        """
+        tokenizer = self._read_item(step, "tokenizer").get("tokenizer.json")
+        if not isinstance(tokenizer, str):
+            raise InputError(
+                f"the checkpoint of step {step} in {self.directory} has the tokenizer {shown(tokenizer)}, and it must "
+                "be the text of a tokenizer.json; use another checkpoint"
+            )
+        return self._read_item(step, "config"), tokenizer
 
     def read_stream(self, step: int) -> dict[str, Any]:
-        """Where a stream was at that step, see `Corpus.saved`."""
-        return self._manager.restore(step, args=ocp.args.Composite(stream=ocp.args.JsonRestore())).stream
+        """Where a stream was at that step, see `Corpus.saved`; raises like `read_json`."""
+        return self._read_item(step, "stream")
 
     def restore_model(self, step: int, abstract: GPT2) -> GPT2:
-        """The parameters alone, into the shapes and shardings of `abstract`."""
-        items = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items).model
+        """The parameters alone, into the shapes and shardings of `abstract`; raises like `restore`."""
+        self._check_shapes(step, abstract)
+        return self._restore(step, model=ocp.args.StandardRestore(abstract)).model
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """The whole state, bit for bit, into the shapes and shardings of `abstract`.
 
         In one that was saved before there was a guard, the guard knows nothing.
+
+        Raises:
+          InputError: it is not of these shapes, or cannot be read.
         """
+        self._check_shapes(step, abstract.model)
         training, new = _all_but_model(abstract), {}
         if seal.format_of(self.directory / str(step)) < 2:
             shardings = jax.tree.map(lambda x: x.sharding, training.pop("guard"))
             new["guard"] = jax.jit(functools.partial(GuardState.fresh, step), out_shardings=shardings)()
-        items = ocp.args.Composite(
-            model=ocp.args.StandardRestore(abstract.model), training=ocp.args.StandardRestore(training)
-        )
-        restored = self._manager.restore(step, args=items)
+        items = {"model": abstract.model, "training": training}
+        restored = self._restore(step, **{name: ocp.args.StandardRestore(item) for name, item in items.items()})
         return TrainState(model=restored.model, **restored.training, **new)
+
+    def _read_item(self, step: int, item: str) -> dict[str, Any]:
+        file = self.directory / str(step) / item / "metadata"  # the name that Orbax gives it
+        return json_files.read(file, "is no part of a checkpoint", "use another checkpoint", LARGEST_ITEM)
+
+    def _check_shapes(self, step: int, abstract: GPT2) -> None:
+        """Raises `InputError` where the config asks for other parameters, before memory is taken for them."""
+        shapes = lambda tree: {
+            jax.tree_util.keystr(path[:-1], simple=True, separator="."): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+        }
+        with self._unreadable_explained(step):
+            there = shapes(ocp.StandardCheckpointHandler().metadata(self._manager.directory / str(step) / "model").tree)
+        for name, shape in shapes(abstract).items():
+            if there.get(name) != shape:
+                raise InputError(
+                    f"the checkpoint of step {step} in {self.directory} has {name} of shape {there.get(name)}, and its "
+                    f"config asks for {shape}; if the config was changed, put it back, or use another checkpoint"
+                )
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        with self._unreadable_explained(step):
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextlib.contextmanager
+    def _unreadable_explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax and TensorStore: no narrower class is common to them
+            raise InputError(
+                f"the checkpoint of step {step} in {self.directory} cannot be restored ({type(error).__name__}: "
+                f"{one_line(error)}); use another checkpoint"
+            ) from error
 
     @contextlib.contextmanager
     def _survived(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from clu import metric_writers
 from jax.sharding import Mesh
 
+from gpt2_jax import json_files
 from gpt2_jax.config import Config
 from gpt2_jax.errors import one_line
 from gpt2_jax.training.accounting import Clock
@@ -31,14 +32,17 @@ MFU_FORMULA = "(6 N + 12 L C T) x tokens/s / (devices x bfloat16 peak), N parame
 class JsonlWriter(metric_writers.MetricWriter):
     """One JSON object a line with `step` and what was written: numbers as numbers, texts as strings.
 
-    Opened at a step, it first drops the lines of later steps, which a resumed run is about to write again.
+    Opened at a step, it first drops the lines of later steps, which a resumed run is about to write again, and what is
+    no such line: one that was cut off while it was written, or damaged.
     """
 
     def __init__(self, path: Path, *, from_step: int):
         if path.exists():
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= from_step]
             temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            with temporary.open("wb") as kept:
+                for line, values in json_files.lines(path):
+                    if type(step := values.get("step")) is int and step <= from_step:
+                        kept.write(line.rstrip(b"\n") + b"\n")
             os.replace(temporary, path)
         self._file = path.open("a", encoding="utf-8")
 
@@ -66,14 +70,6 @@ class JsonlWriter(metric_writers.MetricWriter):
 
     def close(self) -> None:
         self._file.close()
-
-
-def _step(line: str) -> float:
-    """The step of a line; a line that was cut off while being written is dropped."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return float("inf")
 
 
 class Tolerant:

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +16,14 @@ from typing import Any
 
 from orbax.checkpoint._src.path.atomicity import AtomicRenameTemporaryPath
 
+from gpt2_jax import json_files
+from gpt2_jax.errors import shown
+
 FORMAT = 2  # of checkpoints; 0 has no manifest, 0 and 1 know nothing of the guard
 MANIFEST = "manifest.json"
 METADATA = "_CHECKPOINT_METADATA"  # Orbax writes to it once more when the checkpoint is named
 NAMED = "commit_success.txt"  # and then makes this
+OF_ORBAX = ("item_handlers", "metrics", "performance_metrics", "custom_metadata")  # in its metadata, each an object
 
 
 class SealedPath(AtomicRenameTemporaryPath):
@@ -48,9 +53,12 @@ def seal(folder: Path) -> None:
 
 
 def format_of(folder: Path) -> int:
-    """The format of the checkpoint in `folder`."""
-    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    return (metadata["custom_metadata"] or {}).get("format", 0)
+    """The format of the checkpoint in `folder`, which is not damaged."""
+    return _format(_json(folder / METADATA) or {})
+
+
+def _format(metadata: dict[str, Any]) -> Any:
+    return (metadata.get("custom_metadata") or {}).get("format", 0)
 
 
 def damage(folder: Path, items: Iterable[str]) -> str:
@@ -61,34 +69,55 @@ def damage(folder: Path, items: Iterable[str]) -> str:
       items: those to look at, folders in it such as "model".
     """
     items = list(items)
-    try:
-        found = format_of(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    metadata = _json(folder / METADATA)
+    if metadata is None or not all(isinstance(metadata.get(name), dict | None) for name in OF_ORBAX):
         return f"{METADATA} is missing or cannot be read"
     if missing := [item for item in items if not (folder / item).is_dir()]:
         return f"{missing[0]} is missing"
-    if found == 0:
-        return ""  # of before there were manifests
+    found = _format(metadata)
+    if found == 0:  # of before there were manifests
+        return f"{METADATA} tells no format, and there is a {MANIFEST}" if (folder / MANIFEST).exists() else ""
     if found not in range(FORMAT + 1):
-        return f"its format is {found!r}, and this version of gpt2_jax reads up to {FORMAT}: use a newer one"
-    try:
-        files: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        wanted = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"its format is {shown(found)}, and this version of gpt2_jax reads up to {FORMAT}: use a newer one"
+    wanted = (_json(folder / MANIFEST) or {}).get("files")
+    if not isinstance(wanted, dict) or not all(map(_is_entry, wanted, wanted.values())):
         return f"{MANIFEST} is missing or cannot be read"
-    for name, (size, sha256) in wanted.items():
-        if name.split("/")[0] not in items:
-            continue
-        path = folder / name
-        try:
-            length = path.stat().st_size
-            if length != size:
-                return f"{name} has {length:,} bytes and was saved with {size:,}"
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    return f"{name} is not what was saved: its sha256 differs"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+    there = {path.relative_to(folder).as_posix() for item in items for path in (folder / item).rglob("*")}
+    for name in sorted(there - wanted.keys()):
+        if not (folder / name).is_dir():
+            return f"{name} is not in {MANIFEST}"
+    for name, entry in wanted.items():
+        if name.split("/")[0] in items and (what := _harm(folder / name, entry)):
+            return f"{name} {what}"
+    return ""
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        return json_files.parse(json_files.read_bytes(file))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    """Whether it is of a file in the folder; one that leads elsewhere could make a reader wait for ever."""
+    inside = ".." not in name.split("/") and not name.startswith("/") and name.isprintable()
+    right = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
+    return inside and right
+
+
+def _harm(path: Path, entry: dict[str, Any]) -> str:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return "is no file"
+        if status.st_size != entry["bytes"]:
+            return f"has {status.st_size:,} bytes and was saved with {entry['bytes']:,}"
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                return "is not what was saved: its sha256 differs"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return ""
 
 

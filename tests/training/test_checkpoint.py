@@ -340,7 +340,7 @@ elif sys.argv[1] == "survive":
         disk(resource.RLIM_INFINITY)
         save(5)(checkpoints)
         wait(checkpoints)
-        print(checkpoints.steps, sorted(path.name for path in checkpoints.directory.iterdir()))
+        print(checkpoints.steps)
         disk(50_000)
         save(6)(checkpoints)
         try:
@@ -373,7 +373,7 @@ def test_a_run_may_go_on_without_a_checkpoint(tmp_path):
     for step, line in enumerate(told, 2):
         assert line.startswith(f"could not save the checkpoint of step {step} to ")
         assert "File too large; steps 1 are untouched: training goes on, and saves the next that is due" in line
-    assert steps == "[1, 5] ['1', '5']"
+    assert steps == "[1, 5]"
     assert "could not save the checkpoint of step 6 to" in end and "make room and run the same command again" in end
 
 
