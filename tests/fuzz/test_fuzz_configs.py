@@ -127,9 +127,7 @@ def test_tokens_above_the_vocabulary_are_found(prepared):
         shard.write_bytes(b"\xff\xff" + tokens[2:])
         manifest["splits"]["train"]["shards"][0]["sha256"] = hashlib.sha256(shard.read_bytes()).hexdigest()
         file.write_text(json.dumps(manifest))
-        with pytest.raises(
-            InputError, match=r"train-00000-00000\.bin has tokens above [0-9]+, the last of its voc"
-        ):
+        with pytest.raises(InputError, match=r"train-00000-00000\.bin has tokens above [0-9]+, the last of its voc"):
             load_prepared(file.parent).verify()
     finally:
         shard.write_bytes(tokens)
