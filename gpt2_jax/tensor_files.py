@@ -22,7 +22,7 @@ from gpt2_jax.errors import InputError, one_line, shown
 
 SAFETENSORS_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 TYPES = {np.dtype(kind).name: np.dtype(kind) for kind in SAFETENSORS_TYPES.values()}
-# GPT-2 XL has 580 tensors in a header of 62 kB. A hostile file is not let to ask for more memory than these need.
+# GPT-2 XL has 580 tensors in a header of 61 kB. A hostile file is not let to ask for more memory than these need.
 LARGEST_HEADER = json_files.LARGEST
 MOST_TENSORS, LONGEST_NAME, DEEPEST, MOST_AXES = 100_000, 1024, 32, 8
 NDARRAY = 1  # flax's msgpack extension for an array: [shape, dtype name, bytes in C order]

@@ -12,7 +12,7 @@ from gpt2_jax.errors import InputError, one_line, shown
 from gpt2_jax.tokenizer import Tokenizer, failures_explained
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-LARGEST = 64 << 20  # bytes; a tokenizer.json of 256,000 entries has 35 MB
+LARGEST = 64 << 20  # bytes; the tokenizer.json of GPT-2, with 50,257 entries, has 1.6 MB
 
 
 def load(name: str | Path, *, revision: str | None = None) -> Tokenizer:

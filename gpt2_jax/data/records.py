@@ -9,7 +9,8 @@ from gpt2_jax import json_files
 from gpt2_jax.data.tokenize import SPLITS
 from gpt2_jax.errors import InputError, shown
 
-SHARD = re.compile(r"[a-z]+-\d{5,9}(-\d{5,9})?\.bin")  # in the folder, and nowhere else
+SHARD = re.compile(r"[a-z]+-[0-9]{5,9}(-[0-9]{5,9})?\.bin")  # in the folder, and nowhere else
+NUMBER = re.compile(r"[0-9]{1,9}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Test = Callable[[Any], bool]
@@ -27,7 +28,7 @@ OF_ALL: dict[str, Test] = {
 }
 OF_UNFINISHED: dict[str, Test] = {
     "positions": lambda value: isinstance(value, list) and all(map(is_count, value)),
-    "parts": lambda value: isinstance(value, dict) and all(number.isdecimal() for number in value),
+    "parts": lambda value: isinstance(value, dict) and all(map(NUMBER.fullmatch, value)),
     "division": lambda value: (
         isinstance(value, dict)
         and value.keys() == {"kind", "boundary"}
@@ -77,11 +78,15 @@ def check_record(record: dict[str, Any], file: Path) -> None:
 def check_part(part: Any, file: Path, where: str = "", *, old: bool = False) -> None:
     """Raises `InputError` unless `part` holds the shards of each split, of one part or of all; `old` is format 1."""
     _check(part, _known(part, OF_PART, old) | {"splits": is_splits}, file, where)
+    masked = set()
     for name, split in part["splits"].items():
         inner = f"{where}.splits.{name}".lstrip(".")
         _check(split, OF_SPLIT | _known(split, SINCE_FORMAT_2, old), file, inner)
         for i, shard in enumerate(split["shards"]):
             _check(shard, OF_SHARD | _known(shard, OF_MASKED, True), file, f"{inner}.shards.{i}")
+            masked.add("mask" in shard)
+            if len(masked) > 1:
+                raise _corrupted(file, f"{inner}.shards.{i}.mask", shard.get("mask"), "; all shards have one, or none")
         total = sum(shard["tokens"] for shard in split["shards"])
         if total != split["tokens"]:
             raise _corrupted(file, f"{inner}.tokens", split["tokens"], f"; its shards have {total:,}")

@@ -42,7 +42,7 @@ FREE = (
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
 METRICS = "metrics"  # Orbax's item of it
-LARGEST_ITEM = 128 << 20  # bytes of JSON; a tokenizer of 256,000 entries has 60 MB, as a string
+LARGEST_ITEM = 128 << 20  # bytes of JSON; a tokenizer.json as a string is about twice as long
 TO_READ = ("model", "config", "tokenizer")  # items that make a language model
 TO_GO_ON = (*TO_READ, "training")
 NOTHING, ALL_DAMAGED = -1, -2  # instead of a step, among processes

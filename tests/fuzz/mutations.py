@@ -62,7 +62,7 @@ def damaged_json(data, content):
         value = _changed(data, value)
     text = json.dumps(value)
     if data.draw(st.integers(0, 19)) == 0:
-        text = text.replace("{", '{"twice": 1, "twice": 2, ', 1)
+        text = text.replace('{"', '{"twice": 1, "twice": 2, "', 1)
     return text.encode()
 
 
