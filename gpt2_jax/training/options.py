@@ -202,14 +202,15 @@ class GuardConfig:
     Attributes:
       window: steps that the mean and the deviation of losses and gradient norms are of; before so many have been, only
         what is not finite is skipped.
-      sigmas: deviations above its mean beyond which a value is too large.
+      sigmas: deviations above its mean beyond which a value is too large. At 6, single batches of 512 tokens with twice
+        the usual gradient would be, which do no harm; what ends a run is far beyond 10.
       skips: steps skipped in a row before the run goes back to a checkpoint; 0 turns the guard off: what is not finite
         stops the run.
       rollbacks: so many are tried in the whole run before it stops.
     """
 
     window: int = 128
-    sigmas: float = 6.0
+    sigmas: float = 10.0
     skips: int = 3
     rollbacks: int = 2
 
