@@ -25,7 +25,7 @@ from gpt2_jax.training.device_options import DistributedConfig
 from gpt2_jax.training.peers import LATE, TEMPORARY, End, Peers, Sign, are_several, end_of_lost
 
 TICK = 0.5  # seconds
-PATIENCE = 5.0  # seconds that the others of a process that failed have to end by themselves; it waits for them longer
+PATIENCE = 10.0  # seconds that the others of a process that failed have to end by themselves; it waits for them longer
 # What a process does, and where to look if it does that for ever; those that only wait for others come last.
 DOING = {
     "data_wait": ("waits for data", "see whether the source of the text and its disk still answer"),
@@ -202,7 +202,7 @@ class Watchdog:
 
             saying = threading.Thread(target=say, daemon=True)  # it may be the disk that does not answer
             saying.start()
-            saying.join(PATIENCE)
+            saying.join(PATIENCE / 2)
             if self._peers is not None and self._peers.index == 0:
                 time.sleep(3 * self._peers.interval)  # the others hear of it from here
             os._exit(end.code)
