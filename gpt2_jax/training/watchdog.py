@@ -178,14 +178,16 @@ class Watchdog:
         while self._peers.end is None and time.monotonic() < until:
             time.sleep(TICK / 5)
         text = one_line(error)[:400]
-        if self._peers.end is None and (lost := self._peers.silent()):
-            self._peers.declare(end_of_lost(lost, LATE * self._peers.interval))
-        elif self._peers.end is None and CONNECTION.search(text):
-            self._peers.declare(End(TEMPORARY, f"{who} lost the connection to another process: {text}"))
-        elif self._peers.end is None:
-            self._peers.declare(End(1, f"{who} ended: {text}", patience=PATIENCE))
-            return
-        self._leave(self._peers.end or End(TEMPORARY, f"process 0 is gone: {text}"))
+        if lost := self._peers.silent():
+            end = end_of_lost(lost, LATE * self._peers.interval)
+        elif CONNECTION.search(text):
+            end = End(TEMPORARY, f"{who} lost the connection to another process: {text}")
+        else:
+            end = End(1, f"{who} ended: {text}", patience=PATIENCE)
+        if self._peers.end is None:
+            self._peers.declare(end)
+        if self._peers.end is not end or end.code == TEMPORARY:  # else its own traceback says more
+            self._leave(self._peers.end or end)
 
     def _leave(self, end: End) -> None:
         """Ends this process, whatever its main thread does."""
