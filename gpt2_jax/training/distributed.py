@@ -28,7 +28,7 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", 
 GKE = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 
 PATIENCE = 60  # seconds that JAX waits longer than we do: where it gives up, it aborts the process
-FAREWELL = 10.0  # seconds that a process which failed waits for the others to end, too
+FAREWELL = 15.0  # seconds that a process which failed waits for the others to end, too
 
 
 @dataclasses.dataclass(frozen=True)

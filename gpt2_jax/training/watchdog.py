@@ -25,7 +25,7 @@ from gpt2_jax.training.device_options import DistributedConfig
 from gpt2_jax.training.peers import LATE, TEMPORARY, End, Peers, Sign, are_several, end_of_lost
 
 TICK = 0.5  # seconds
-PATIENCE = 5.0  # seconds that the others of a process that failed have to end by themselves; it waits for them longer
+PATIENCE = 10.0  # seconds that the others of a process that failed have to end by themselves; it waits for them longer
 # What a process does, and where to look if it does that for ever; those that only wait for others come last.
 DOING = {
     "data_wait": ("waits for data", "see whether the source of the text and its disk still answer"),
@@ -178,14 +178,16 @@ class Watchdog:
         while self._peers.end is None and time.monotonic() < until:
             time.sleep(TICK / 5)
         text = one_line(error)[:400]
-        if self._peers.end is None and (lost := self._peers.silent()):
-            self._peers.declare(end_of_lost(lost, LATE * self._peers.interval))
-        elif self._peers.end is None and CONNECTION.search(text):
-            self._peers.declare(End(TEMPORARY, f"{who} lost the connection to another process: {text}"))
-        elif self._peers.end is None:
-            self._peers.declare(End(1, f"{who} ended: {text}", patience=PATIENCE))
-            return
-        self._leave(self._peers.end or End(TEMPORARY, f"process 0 is gone: {text}"))
+        if lost := self._peers.silent():
+            end = end_of_lost(lost, LATE * self._peers.interval)
+        elif CONNECTION.search(text):
+            end = End(TEMPORARY, f"{who} lost the connection to another process: {text}")
+        else:
+            end = End(1, f"{who} ended: {text}", patience=PATIENCE)
+        if self._peers.end is None:
+            self._peers.declare(end)
+        if self._peers.end is not end or end.code == TEMPORARY:  # else its own traceback says more
+            self._leave(self._peers.end or end)
 
     def _leave(self, end: End) -> None:
         """Ends this process, whatever its main thread does."""
@@ -202,7 +204,7 @@ class Watchdog:
 
             saying = threading.Thread(target=say, daemon=True)  # it may be the disk that does not answer
             saying.start()
-            saying.join(PATIENCE)
+            saying.join(PATIENCE / 2)
             if self._peers is not None and self._peers.index == 0:
                 time.sleep(3 * self._peers.interval)  # the others hear of it from here
             os._exit(end.code)

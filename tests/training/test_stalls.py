@@ -37,7 +37,7 @@ OPTIONS = {
     "evaluation": {"batch_size": 8, "windows": 8},
     "checkpoint": {"every": 3},
     "optimizer": {"warmup_steps": 2, "learning_rate": 1e-2, "final_learning_rate": 1e-3},
-    "distributed": {"heartbeat_seconds": 5, "stall_seconds": 15},
+    "distributed": {"heartbeat_seconds": 10, "stall_seconds": 30},  # of a machine that has other things to do, too
 }
 STAYS = "the last checkpoint stays, and the same command goes on from there"
 GONE = "killed, stopped, or its machine or network is gone"
@@ -67,7 +67,7 @@ def train(tmp_path, pytestconfig):
         launch = [str(root / "scripts/launch/local.sh"), str(processes), "--"]
         command = launch if processes > 1 else [str(python), str(root / "scripts/train.py")]
         command += [f"--config={root / 'configs/shakespeare_char.py'}", f"--workdir={tmp_path / 'run'}", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
         return done.returncode, done.stdout + done.stderr
 
     run.options = options
@@ -86,7 +86,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(train, tmp_path, pytes
     (ended,) = re.findall(r"^ended with (\d+); restart 1$", log, re.M)
     assert int(ended) == 128 + signal.SIGKILL
     assert re.search(
-        rf"^process 0: error: nothing was heard for \d seconds of process 1 on .*: {GONE}; {STAYS}$", log, re.M
+        rf"^process 0: error: nothing was heard for \d+ seconds of process 1 on .*: {GONE}; {STAYS}$", log, re.M
     )
     (step,) = map(int, re.findall(r"^resumed from step (\d+) of ", log, re.M))
     assert step in (3, 6) and len(re.findall(r"^done: 12 steps in ", log, re.M)) == 1
@@ -104,9 +104,9 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(train, tmp_path, pytes
 def test_a_source_that_hangs_ends_the_run_and_says_where(train, tmp_path):
     started = time.monotonic()
     code, log = train(1, [(0, 0, 8, "hang")])
-    assert code == watchdog.TEMPORARY and time.monotonic() - started < 200
+    assert code == watchdog.TEMPORARY and time.monotonic() - started < 600
     said = (
-        "error: no progress for 15 seconds (distributed.stall_seconds) after step 8: the run waits for data; "
+        "error: no progress for 30 seconds (distributed.stall_seconds) after step 8: the run waits for data; "
         f"see whether the source of the text and its disk still answer; {STAYS}\n"
     )
     for text in (log, (tmp_path / "run" / "train.log").read_text()):
