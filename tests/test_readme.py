@@ -89,3 +89,11 @@ def test_the_layout_is_the_folders(readme, pytestconfig):
     assert named <= there
     minor = {"__init__.py", "errors.py", "compilation_cache.py", "environment.sh", "memory.py"}
     assert there - named == minor
+
+
+def test_what_a_run_survives_is_tested(readme, pytestconfig):
+    section = readme.split("\n## What a run survives\n")[1].split("\n## ")[0]
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", section)
+    for file, test in named:
+        assert f"\ndef {test}(" in (pytestconfig.rootpath / "tests" / file).read_text(encoding="utf-8"), (file, test)
+    assert len(named) > 30

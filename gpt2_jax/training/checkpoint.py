@@ -7,7 +7,6 @@ checksums of all files (see seal.py), and is compared with them before anything 
 """
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import shutil
@@ -24,22 +23,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from gpt2_jax import json_files
-from gpt2_jax.config import CheckpointConfig, OptimizerConfig
-from gpt2_jax.data.options import with_defaults
+from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.errors import InputError, one_line, shown
 from gpt2_jax.model import GPT2
 from gpt2_jax.training import seal
 from gpt2_jax.training.guard import GuardState
 from gpt2_jax.training.step import TrainState
-
-# Options that may differ when a run goes on; all others decide what the parameters and the data order are.
-FREE = (
-    *("model.dtype", "model.attention", "model.remat", "model.scan_unroll", "training.loss_chunks", "mesh."),
-    *("training.accumulation_steps", "training.steps", "training.log_every", "training.sample_", "optimizer."),
-    *("evaluation.", "checkpoint.", "distributed.", "profile.", "data.retries", "data.encoder", "data.workers"),
-    *("data.prepared", "data.fill_prepared", "data.accept_changes", "guard."),
-)
-FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
 METRICS = "metrics"  # Orbax's item of it
 LARGEST_ITEM = 128 << 20  # bytes of JSON; a tokenizer.json as a string is about twice as long
@@ -400,19 +389,6 @@ def _policy(config: CheckpointConfig) -> policies.PreservationPolicy:
 
 def _all_but_model(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "key": state.key, "guard": state.guard}
-
-
-def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """What a resumed run may not change, as "model.n_layer (4 there, 6 here)"; both are `Config.to_dict()`."""
-    flat = lambda config: {f"{group}.{k}": v for group, options in config.items() for k, v in options.items()}
-    optimizer = dataclasses.asdict(OptimizerConfig()) | saved["optimizer"]  # older runs name no optimizer
-    saved = saved | {"data": with_defaults(saved["data"]), "optimizer": optimizer}
-    old, new = flat(saved), flat(wanted)
-    return [
-        f"{name} ({old.get(name)!r} there, {new.get(name)!r} here)"
-        for name in sorted(old | new)
-        if old.get(name) != new.get(name) and (name in FIXED or not name.startswith(FREE))
-    ]
 
 
 def abstract_state(shapes: Any, shardings: Any) -> Any:

@@ -22,7 +22,8 @@ from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, on_one_device, rows_of
 from gpt2_jax.training import metrics
 from gpt2_jax.training.accounting import ALIVE
-from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
+from gpt2_jax.training.changes import differences
+from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
 from gpt2_jax.training.program import Program, eval_batch_size
 from gpt2_jax.training.step import TrainState
 

@@ -19,7 +19,8 @@ from gpt2_jax import InputError
 from gpt2_jax.config import CheckpointConfig, Config, MeshConfig
 from gpt2_jax.sharding import make_mesh, tree_shardings
 from gpt2_jax.training import checkpoint, seal
-from gpt2_jax.training.checkpoint import Checkpoints, _policy, abstract_state, differences
+from gpt2_jax.training.changes import differences
+from gpt2_jax.training.checkpoint import Checkpoints, _policy, abstract_state
 from gpt2_jax.training.step import init_state
 
 CONFIG = {"model": {"n_layer": 3}}

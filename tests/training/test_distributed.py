@@ -13,7 +13,7 @@ import pytest
 from gpt2_jax import Config, InputError
 from gpt2_jax.config import DistributedConfig
 from gpt2_jax.training import distributed
-from gpt2_jax.training.checkpoint import differences
+from gpt2_jax.training.changes import differences
 from gpt2_jax.training.distributed import Meeting, Process, find, start
 
 TOLD = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}

@@ -17,7 +17,8 @@ from gpt2_jax.config import CheckpointConfig, Config, MeshConfig, OptimizerConfi
 from gpt2_jax.model import parameter_name, parameter_names
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import make_mesh, tree_shardings
-from gpt2_jax.training.checkpoint import Checkpoints, abstract_state, differences
+from gpt2_jax.training.changes import differences
+from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
 from gpt2_jax.training.optimizer import MUON_RMS, decay_mask, make_optimizer
 from gpt2_jax.training.step import init_state
 
