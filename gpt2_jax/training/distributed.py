@@ -108,7 +108,8 @@ def start(config: DistributedConfig) -> Process:
         raise InputError(_alone("a TPU of one host"))
     if process.count > 1:
         host, own, total = socket.gethostname(), jax.local_device_count(), jax.device_count()
-        print(f"process {process.index} of {process.count} on {host}, {own} of {total} devices", flush=True)
+        line = f"process {process.index} of {process.count} on {host}, {own} of {total} devices\n"
+        print(line, end="", flush=True)  # in one write: the others print to the same terminal
     return process
 
 

@@ -85,6 +85,7 @@ class Tolerant:
         self._what, self._make, self._tell = what, make, tell
         self._writer: metric_writers.MetricWriter | None = None
         self._failing = False
+        self.flush()  # tells at once
 
     def __getattr__(self, method: str) -> Callable[..., None]:
         return functools.partial(self._call, method)

@@ -106,10 +106,10 @@ def test_each_source_is_validated(corpora, alone):
 def test_a_run_that_died_goes_on_with_the_same_batches(corpora, alone, tmp_path, monkeypatch):
     report, calls = loop.report, iter(range(1000))
 
-    def dying(step, *rest):
-        if step == 5 and next(calls) == 0:
+    def dying(done, *rest):
+        if done.step == 5 and next(calls) == 0:
             raise MemoryError
-        return report(step, *rest)
+        return report(done, *rest)
 
     monkeypatch.setattr(loop, "report", dying)
     with pytest.raises(MemoryError):
