@@ -161,7 +161,7 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
     if jax.process_index() == 0:
         try:
             plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
-        except OSError as error:
+        except (OSError, InputError) as error:
             run.tell(f"the curve of perplexity was not drawn ({error}): what was trained is saved")
     return Outcome(step, agreement.cause or None, val_loss)
 
