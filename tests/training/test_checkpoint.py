@@ -338,6 +338,7 @@ elif sys.argv[1] == "survive":
         save(2)(checkpoints)
         save(3)(checkpoints)
         save(4, "a long tokenizer" * 10_000)(checkpoints)
+        time.sleep(5)  # until it has failed, which the next save tells
         disk(resource.RLIM_INFINITY)
         save(5)(checkpoints)
         wait(checkpoints)
