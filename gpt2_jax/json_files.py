@@ -37,6 +37,14 @@ def read(file: Path, what: str, advice: str, largest: int = LARGEST) -> dict[str
         raise InputError(f"{file} {what} ({reason}); {advice}") from None
 
 
+def find(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where `read` would raise."""
+    try:
+        return parse(read_bytes(file))
+    except (OSError, ValueError):
+        return None
+
+
 def read_bytes(file: Path, largest: int = LARGEST) -> bytes:
     """All of a file that may be so large.
 

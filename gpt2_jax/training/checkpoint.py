@@ -11,7 +11,7 @@ import functools
 import itertools
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,8 @@ class _Manager(ocp.CheckpointManager):
     """Orbax's, which a damaged file of metrics does not stop: what it says of "best" alone is lost."""
 
     def metrics(self, step: int) -> dict[str, float] | None:
-        try:
-            found = json_files.parse(json_files.read_bytes(Path(self.directory) / str(step) / METRICS / METRICS))
-        except (OSError, ValueError):
-            return None
-        return found if type(found.get("val_loss")) is float else None
+        found = json_files.find(Path(self.directory) / str(step) / METRICS / METRICS)
+        return found if found is not None and type(found.get("val_loss")) is float else None
 
 
 class Checkpoints:
@@ -135,12 +132,9 @@ class Checkpoints:
         if step is None:
             if not self.steps:
                 raise InputError(f"{self.directory} has no checkpoint yet; it is empty")
-            damages = {}
-            for found in reversed(self.steps):
-                damages[found] = seal.damage(self.directory / str(found), items)
-                if not damages[found]:
-                    return found
-                tell(f"the checkpoint of step {found} in {self.directory} is damaged ({damages[found]})")
+            found, damages = self._first_good(reversed(self.steps), items, tell)
+            if found is not None:
+                return found
             listed = "; ".join(f"step {found}: {what}" for found, what in damages.items())
             raise InputError(
                 f"{self.directory} has no checkpoint that is not damaged: {listed}. Nothing was changed: bring back a "
@@ -175,8 +169,7 @@ class Checkpoints:
                 found = self.find(None, tell, TO_GO_ON)
             except InputError as error:
                 failure = error
-        if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+        found = _of_process_0(found)
         if found < 0:
             raise failure or InputError(f"{self.directory} has no checkpoint that is not damaged, as process 0 tells")
         if bad := [step for step in self.steps if step > found]:
@@ -197,24 +190,31 @@ class Checkpoints:
         Raises:
           InputError: all are damaged.
         """
-        found = NOTHING
-        if jax.process_index() == 0:
-            before = [step for step in self.steps if step <= newest]
-            before.sort(key=lambda step: (every == 0 or step % every == 0, step), reverse=True)
-            for step in [*before, *(step for step in self.steps if step > newest)]:
-                if not (what := seal.damage(self.directory / str(step), TO_GO_ON)):
-                    found = step
-                    break
-                tell(f"the checkpoint of step {step} in {self.directory} is damaged ({what})")
-                found = ALL_DAMAGED
-        if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int64(found)))
+        before = [step for step in self.steps if step <= newest]
+        before.sort(key=lambda step: (every == 0 or step % every == 0, step), reverse=True)
+        candidates, found = [*before, *(step for step in self.steps if step > newest)], NOTHING
+        if candidates and jax.process_index() == 0:
+            good, _ = self._first_good(candidates, TO_GO_ON, tell)
+            found = ALL_DAMAGED if good is None else good
+        found = _of_process_0(found)
         if found == ALL_DAMAGED:
             raise InputError(
                 f"{self.directory} has no checkpoint to go back to that is not damaged: bring back a copy of one, or "
                 "train anew in another --workdir"
             )
         return None if found == NOTHING else found
+
+    def _first_good(
+        self, steps: Iterable[int], items: Iterable[str], tell: Callable[[str], None]
+    ) -> tuple[int | None, dict[int, str]]:
+        """(the first of `steps` that is not damaged, what is wrong with those before it, which `tell` is told)."""
+        damages = {}
+        for step in steps:
+            if not (what := seal.damage(self.directory / str(step), items)):
+                return step, damages
+            tell(f"the checkpoint of step {step} in {self.directory} is damaged ({what})")
+            damages[step] = what
+        return None, damages
 
     def _put_aside(self, step: int) -> Path:
         folder = self.directory.parent / "damaged"
@@ -372,6 +372,11 @@ class Checkpoints:
             raise InputError(
                 f"could not save the checkpoint of step {self._saving} to {self.directory}: {reason}; {kept}: {then}"
             ) from error
+
+
+def _of_process_0(step: int) -> int:
+    """The number that process 0 has, in all processes of a run."""
+    return int(multihost_utils.broadcast_one_to_all(np.int64(step))) if jax.process_count() > 1 else step
 
 
 def _policy(config: CheckpointConfig) -> policies.PreservationPolicy:

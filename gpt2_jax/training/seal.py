@@ -54,7 +54,7 @@ def seal(folder: Path) -> None:
 
 def format_of(folder: Path) -> int:
     """The format of the checkpoint in `folder`, which is not damaged."""
-    return _format(_json(folder / METADATA) or {})
+    return _format(json_files.find(folder / METADATA) or {})
 
 
 def _format(metadata: dict[str, Any]) -> Any:
@@ -69,7 +69,7 @@ def damage(folder: Path, items: Iterable[str]) -> str:
       items: those to look at, folders in it such as "model".
     """
     items = list(items)
-    metadata = _json(folder / METADATA)
+    metadata = json_files.find(folder / METADATA)
     if metadata is None or not all(isinstance(metadata.get(name), dict | None) for name in OF_ORBAX):
         return f"{METADATA} is missing or cannot be read"
     if missing := [item for item in items if not (folder / item).is_dir()]:
@@ -79,7 +79,7 @@ def damage(folder: Path, items: Iterable[str]) -> str:
         return f"{METADATA} tells no format, and there is a {MANIFEST}" if (folder / MANIFEST).exists() else ""
     if found not in range(FORMAT + 1):
         return f"its format is {shown(found)}, and this version of gpt2_jax reads up to {FORMAT}: use a newer one"
-    wanted = (_json(folder / MANIFEST) or {}).get("files")
+    wanted = (json_files.find(folder / MANIFEST) or {}).get("files")
     if not isinstance(wanted, dict) or not all(map(_is_entry, wanted, wanted.values())):
         return f"{MANIFEST} is missing or cannot be read"
     there = {path.relative_to(folder).as_posix() for item in items for path in (folder / item).rglob("*")}
@@ -90,13 +90,6 @@ def damage(folder: Path, items: Iterable[str]) -> str:
         if name.split("/")[0] in items and (what := _harm(folder / name, entry)):
             return f"{name} {what}"
     return ""
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        return json_files.parse(json_files.read_bytes(file))
-    except (OSError, ValueError):
-        return None
 
 
 def _is_entry(name: str, entry: Any) -> bool:

@@ -379,6 +379,31 @@ def test_a_run_may_go_on_without_a_checkpoint(tmp_path):
     assert "could not save the checkpoint of step 6 to" in end and "make room and run the same command again" in end
 
 
+@pytest.mark.parametrize("reason", ["Read-only file system", "Input/output error"])
+def test_a_save_that_fails_later_is_surfaced_by_the_next_call(tmp_path, state, monkeypatch, reason):
+    """In Orbax's thread, while training goes on: told or raised, with what is kept."""
+    told, plain = [], seal.seal
+
+    def fail(folder):
+        raise OSError(reason)
+
+    with Checkpoints(tmp_path, CheckpointConfig(on_failure="go_on"), told.append) as checkpoints:
+        save(checkpoints, state, [(1, 1.0)])
+        monkeypatch.setattr(seal, "seal", fail)
+        checkpoints.save(at(state, 2), CONFIG, "", 2.0)
+        time.sleep(1)
+        monkeypatch.setattr(seal, "seal", plain)
+        save(checkpoints, state, [(3, 3.0)])
+        assert checkpoints.steps == [1, 3] and len(told) == 1
+        kept = f"could not save the checkpoint of step 2 to {checkpoints.directory}: {reason.split()[0]}"
+        assert told[0].startswith(kept) and "steps 1 are untouched: training goes on" in told[0]
+    monkeypatch.setattr(seal, "seal", fail)
+    raised = pytest.raises(InputError, match=r"step 4 to .*; steps 1, 3 are untouched: make room")
+    with raised, Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(at(state, 4), CONFIG, "", 4.0)
+        checkpoints.wait()
+
+
 def test_a_slow_disk_is_told_of(tmp_path, state, monkeypatch):
     plain, told = seal.seal, []
     monkeypatch.setattr(seal, "seal", lambda folder: (time.sleep(0.5), plain(folder)))
