@@ -19,6 +19,7 @@ from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, check, one_line, shown, suggest
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.device_options import DistributedConfig, MeshConfig
+from gpt2_jax.training.finetune_options import FinetuneConfig
 from gpt2_jax.training.options import (
     CheckpointConfig,
     EvaluationConfig,
@@ -35,6 +36,7 @@ class Config:
 
     model: GPT2Config
     data: DataConfig = DataConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

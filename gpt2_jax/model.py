@@ -330,10 +330,11 @@ def model_of_shapes(config: GPT2Config, *, stacked: bool) -> GPT2:
 
 
 def num_parameters(model: GPT2) -> int:
-    """Trainable numbers, padding not counted; works on arrays and on shapes (`jax.eval_shape`)."""
-    padding = model.config.padded_vocab_size - model.config.vocab_size
-    tables = 1 if model.config.tie_word_embeddings else 2
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(model)) - tables * padding * model.config.n_embd
+    """Its numbers, padding not counted; works on arrays, on shapes (`jax.eval_shape`) and on a part of a model."""
+    padding = (model.config.padded_vocab_size - model.config.vocab_size) * model.config.n_embd
+    padded = ("wte.embedding", "lm_head.embedding")
+    leaves = zip(jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model))
+    return sum(math.prod(x.shape) - padding * (name in padded) for name, x in leaves)
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:

@@ -10,19 +10,20 @@ from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, tree_shardings
 from gpt2_jax.training import loop
 from gpt2_jax.training import run as parts
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
+from gpt2_jax.training.selection import ALL
 from gpt2_jax.training.step import init_state, make_train_step
 
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, final_learning_rate=1e-3, warmup_steps=2)
 
 
-def run(config, batches, *, mesh=None, devices=None, optimizer=OPTIMIZER, **options):
+def run(config, batches, *, mesh=None, devices=None, optimizer=OPTIMIZER, finetune=ALL, **options):
     """(losses and gradient norms [steps, 2], last state)."""
     mesh = make_mesh(mesh or MeshConfig(), devices)
     tx = make_optimizer(optimizer, 100)
-    init = functools.partial(init_state, config, tx, 0)
+    init = functools.partial(init_state, config, tx, 0, finetune)
     shardings = tree_shardings(jax.eval_shape(init), mesh)
     state = jax.jit(init, out_shardings=shardings)()
-    step = make_train_step(tx, make_schedule(optimizer, 100), **options)
+    step = make_train_step(tx, make_schedule(optimizer, 100), finetune=finetune, **options)
     step = on_mesh(mesh, jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)))
     curve = []
     for batch in batches:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from gpt2_jax.config import OptimizerConfig
+from gpt2_jax.config import FinetuneConfig, OptimizerConfig
 from gpt2_jax.data.options import with_defaults
 
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
@@ -11,7 +11,7 @@ FREE = (
     *("model.dtype", "model.attention", "model.remat", "model.scan_unroll", "training.loss_chunks", "mesh."),
     *("training.accumulation_steps", "training.steps", "training.log_every", "training.sample_", "optimizer."),
     *("evaluation.", "checkpoint.", "distributed.", "profile.", "data.retries", "data.encoder", "data.workers"),
-    *("data.prepared", "data.fill_prepared", "data.accept_changes", "guard."),
+    *("data.prepared", "data.fill_prepared", "data.accept_changes", "guard.", "finetune.layer_decay"),
 )
 FIXED = ("optimizer.name", "optimizer.moments_dtype")  # for all that: another optimizer state
 
@@ -20,7 +20,8 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     """What a resumed run may not change, as "model.n_layer (4 there, 6 here)"; both are `Config.to_dict()`."""
     flat = lambda config: {f"{group}.{k}": v for group, options in config.items() for k, v in options.items()}
     optimizer = dataclasses.asdict(OptimizerConfig()) | saved["optimizer"]  # older runs name no optimizer
-    saved = saved | {"data": with_defaults(saved["data"]), "optimizer": optimizer}
+    finetune = dataclasses.asdict(FinetuneConfig()) | saved.get("finetune", {})  # nor what is trained
+    saved = saved | {"data": with_defaults(saved["data"]), "optimizer": optimizer, "finetune": finetune}
     old, new = flat(saved), flat(wanted)
     return [
         f"{name} ({old.get(name)!r} there, {new.get(name)!r} here)"

@@ -33,7 +33,10 @@ def peak_flops(device: jax.Device) -> float | None:
     return peak_of_kind(device.device_kind)
 
 
-def flops_per_token(config: GPT2Config, num_parameters: int, sequence_length: int) -> float:
-    """Training FLOPs a token, without recomputation: 6 N + 12 L C T, N without the position table."""
+def flops_per_token(config: GPT2Config, num_parameters: int, sequence_length: int, *, frozen: int = 0) -> float:
+    """Training FLOPs a token, without recomputation: 6 N + 12 L C T, N without the position table.
+
+    A `frozen` parameter, which has no gradient, needs 4 of the 6.
+    """
     matrices = num_parameters - config.n_positions * config.n_embd
-    return 6 * matrices + 12 * config.n_layer * config.n_embd * sequence_length
+    return 6 * matrices - 2 * frozen + 12 * config.n_layer * config.n_embd * sequence_length

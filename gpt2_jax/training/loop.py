@@ -87,7 +87,8 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
         batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
         trace = resources.enter_context(contextlib.closing(Trace(config.profile, workdir / "profile", first, run.say)))
         ladder = Ladder(run, checkpoints, workdir, state)
-        meter = metrics.Meter(config, num_parameters(state.model), run.program.mesh, clock)
+        parameters, trained = num_parameters(state.model), run.program.trained_parameters
+        meter = metrics.Meter(config, parameters, run.program.mesh, clock, frozen=parameters - trained)
         hidden = jax.process_index() > 0 or None  # None: shown on a terminal
         bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
 

@@ -26,7 +26,10 @@ from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.flops import flops_per_token, peak_flops
 
 FAILURES = (OSError, tf.errors.OpError)  # of writers
-MFU_FORMULA = "(6 N + 12 L C T) x tokens/s / (devices x bfloat16 peak), N parameters without wpe (PaLM, appendix B)"
+MFU_FORMULA = (
+    "(6 N + 12 L C T) x tokens/s / (devices x bfloat16 peak), N parameters without wpe (PaLM, appendix B), 4 in place "
+    "of 6 where they are frozen"
+)
 
 
 class JsonlWriter(metric_writers.MetricWriter):
@@ -145,10 +148,10 @@ def open_writer(workdir: Path, *, from_step: int, tell: Callable[[str], None]) -
 class Meter:
     """Speed since it was last read, with the time spent on compilation, evaluation and checkpoints left out."""
 
-    def __init__(self, config: Config, parameters: int, mesh: Mesh, clock: Clock):
+    def __init__(self, config: Config, parameters: int, mesh: Mesh, clock: Clock, *, frozen: int = 0):
         self._tokens_per_step = config.training.batch_size * config.sequence_length
         peak = peak_flops(mesh.devices.flat[0])
-        self._flops_per_token = flops_per_token(config.model, parameters, config.sequence_length)
+        self._flops_per_token = flops_per_token(config.model, parameters, config.sequence_length, frozen=frozen)
         self._peak = None if peak is None else peak * mesh.size
         self._clock = clock
         self._steps, self._seconds, self._parts = 0, 0.0, dict(clock.seconds)

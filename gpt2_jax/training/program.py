@@ -10,9 +10,11 @@ from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import engines
 from gpt2_jax.config import Config
+from gpt2_jax.model import num_parameters
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import check_mesh, tree_shardings
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
+from gpt2_jax.training.selection import split
 from gpt2_jax.training.step import TrainState, eval_step, init_state, make_train_step
 
 
@@ -23,6 +25,7 @@ class Program:
     Attributes:
       mesh: of all devices.
       model: the config's, with the attention engine chosen.
+      trained_parameters: how many are, those of layers that are frozen within a stack among them.
       init: makes a fresh state; `shapes` and `shardings` are those of its result.
       train_step: donates the state.
       eval_step: sums over a batch.
@@ -30,6 +33,7 @@ class Program:
 
     mesh: Mesh
     model: GPT2Config
+    trained_parameters: int
     init: Callable[[], TrainState]
     shapes: TrainState
     shardings: TrainState
@@ -41,7 +45,8 @@ class Program:
         """Builds it; nothing is compiled yet.
 
         Raises:
-          InputError: the batches or the model do not divide over the mesh, or the attention engine cannot do this.
+          InputError: the batches or the model do not divide over the mesh, the attention engine cannot do this, or no
+            parameter is trained.
         """
         training, T = config.training, config.sequence_length
         parts, chunks = training.accumulation_steps, training.loss_chunks
@@ -60,17 +65,24 @@ class Program:
         model = dataclasses.replace(config.model, attention=engine)
         tx = make_optimizer(config.optimizer, training.steps)
         schedule = make_schedule(config.optimizer, training.steps)
-        init = functools.partial(init_state, model, tx, training.seed)
+        init = functools.partial(init_state, model, tx, training.seed, config.finetune)
         shapes = jax.eval_shape(init)
         shardings = tree_shardings(shapes, mesh)
         shifts = [step for step, _ in config.data.reweighing[1:]]
         train_step = make_train_step(
-            tx, schedule, accumulation_steps=parts, loss_chunks=chunks, guard=config.guard, shifts=shifts
+            tx,
+            schedule,
+            accumulation_steps=parts,
+            loss_chunks=chunks,
+            guard=config.guard,
+            finetune=config.finetune,
+            shifts=shifts,
         )
         everywhere = NamedSharding(mesh, P())  # of metrics: every process decides by them
         return cls(
             mesh=mesh,
             model=model,
+            trained_parameters=num_parameters(split(shapes.model, config.finetune)[0]),
             init=init,
             shapes=shapes,
             shardings=shardings,

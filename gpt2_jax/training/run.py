@@ -197,8 +197,10 @@ class Run:
         known = metrics.peak_flops(device) is not None
         logging.info("mfu: %s", metrics.MFU_FORMULA if known else f"not reported, the peak of {device} is not known")
         tokens_per_step = self.config.training.batch_size * self.config.sequence_length
+        count, trained = num_parameters(model), self.program.trained_parameters
+        frozen = "" if trained == count else f", {trained:,} of them trained,"
         self.say(
-            f"{num_parameters(model):,} parameters on {dict(self.program.mesh.shape)} of {device.device_kind}; "
+            f"{count:,} parameters{frozen} on {dict(self.program.mesh.shape)} of {device.device_kind}; "
             f"{self.config.training.steps:,} steps of {tokens_per_step:,} tokens"
         )
 

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt2_jax.config import GuardConfig
+from gpt2_jax.config import FinetuneConfig, GuardConfig
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.guard import GuardState, judge, unwatched
 from gpt2_jax.training.loss import cross_entropy, in_chunks
+from gpt2_jax.training.selection import ALL, at_rates, join, split, without_frozen_layers
 
 Batch = dict[str, jax.Array]
 UNGUARDED = GuardConfig(skips=0)
@@ -31,12 +32,18 @@ class TrainState(NamedTuple):
     guard: GuardState
 
 
-def init_state(config: GPT2Config, tx: optax.GradientTransformation, seed: int) -> TrainState:
-    """A fresh state; call it inside jit with out_shardings so that it is born sharded."""
+def init_state(
+    config: GPT2Config, tx: optax.GradientTransformation, seed: int, finetune: FinetuneConfig = ALL
+) -> TrainState:
+    """A fresh state; call it inside jit with out_shardings so that it is born sharded.
+
+    The optimizer's part is of the parameters that are trained.
+    """
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     model = GPT2(config, init_key)
     key = jax.random.key_data(dropout_key)
-    return TrainState(jnp.zeros((), jnp.int32), model, tx.init(model), key, GuardState.fresh())
+    trained, _ = split(model, finetune)
+    return TrainState(jnp.zeros((), jnp.int32), model, tx.init(trained), key, GuardState.fresh())
 
 
 def sum_of_losses(model: GPT2, batch: Batch, *, key: jax.Array | None = None, chunks: int = 1) -> jax.Array:
@@ -66,6 +73,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     loss_chunks: int = 1,
     guard: GuardConfig = UNGUARDED,
+    finetune: FinetuneConfig = ALL,
     shifts: Sequence[int] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
     """The optimizer step: `(state, batch) -> (state, metrics)`.
@@ -79,45 +87,50 @@ def make_train_step(
       accumulation_steps: parts of the batch, one after another; must divide B.
       loss_chunks: see `sum_of_losses`.
       guard: what is skipped.
+      finetune: what is trained, and how fast; the gradient norm is of that part.
       shifts: see `judge`.
     """
 
     tx = optax.with_extra_args_support(tx)
 
-    def value_and_grad(model: GPT2, count: jax.Array, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, GPT2]:
-        mean = lambda model: sum_of_losses(model, batch, key=key, chunks=loss_chunks) / count
-        return jax.value_and_grad(mean)(model)
+    def value_and_grad(
+        trained: GPT2, frozen: GPT2, count: jax.Array, batch: Batch, key: jax.Array | None
+    ) -> tuple[jax.Array, GPT2]:
+        mean = lambda trained: sum_of_losses(join(trained, frozen), batch, key=key, chunks=loss_chunks) / count
+        return jax.value_and_grad(mean)(trained)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         config = state.model.config
         drops = max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) > 0
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step) if drops else None
         count = jnp.maximum(batch["mask"].sum(), 1)
+        trained, frozen = split(state.model, finetune)
         if accumulation_steps == 1:
-            loss, grads = value_and_grad(state.model, count, batch, key)
+            loss, grads = value_and_grad(trained, frozen, count, batch, key)
         else:
             # Part i takes rows i, i + n, ...: a device's rows are in every part, so nothing moves between devices.
             parts = {k: a.reshape(-1, accumulation_steps, *a.shape[1:]).swapaxes(0, 1) for k, a in batch.items()}
             keys = jax.random.split(key, accumulation_steps) if drops else None
 
             def add(total, part):
-                return jax.tree.map(jnp.add, total, value_and_grad(state.model, count, *part)), None
+                return jax.tree.map(jnp.add, total, value_and_grad(trained, frozen, count, *part)), None
 
-            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.model))
+            zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained))
             (loss, grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+        grads = without_frozen_layers(grads, finetune)
         grad_norm = optax.tree.norm(grads)
         learning_rate = schedule(state.step - state.guard.missed)  # the optimizer counts its updates
         watch = judge if guard.skips else unwatched
         good, watched = watch(state.guard, state.step, loss, grad_norm, guard, shifts)
 
         def update() -> tuple[GPT2, optax.OptState]:
-            updates, opt_state = tx.update(grads, state.opt_state, state.model, grad_norm=grad_norm)
-            return optax.apply_updates(state.model, updates), opt_state
+            updates, opt_state = tx.update(grads, state.opt_state, trained, grad_norm=grad_norm)
+            return optax.apply_updates(trained, at_rates(updates, finetune)), opt_state
 
         # Not `where`: on CPU that took 1 to 11 % more than no guard, and the memory of half a state; this under 1 %.
-        model, opt_state = jax.lax.cond(good, update, lambda: (state.model, state.opt_state))
+        trained, opt_state = jax.lax.cond(good, update, lambda: (trained, state.opt_state))
         metrics = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate, "guard": watched}
-        return TrainState(state.step + 1, model, opt_state, state.key, watched), metrics
+        return TrainState(state.step + 1, join(trained, frozen), opt_state, state.key, watched), metrics
 
     return train_step
 

@@ -276,6 +276,7 @@ def test_every_option_may_or_may_not_change_when_a_run_goes_on():
     whole = ("evaluation", "checkpoint", "guard", "mesh", "distributed", "profile")
     assert may == {
         *(f"{group}.{option}" for group in whole for option in saved[group]),
+        "finetune.layer_decay",
         *(f"optimizer.{option}" for option in saved["optimizer"] if option not in ("name", "moments_dtype")),
         *(f"training.{option}" for option in ("steps", "accumulation_steps", "loss_chunks", "log_every")),
         *(f"training.sample_{option}" for option in ("every", "prompt", "tokens")),
