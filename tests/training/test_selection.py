@@ -135,10 +135,8 @@ def test_layers_that_are_frozen_within_a_stack(small, batches):
 
 def test_all_layers_frozen_is_the_pattern_for_them(small):
     model = model_of_shapes(small, stacked=True)
-    masks = [
-        trained_mask(model, config) for config in (FinetuneConfig(freeze_layers=2), FinetuneConfig(freeze=r"^h\."))
-    ]
-    assert jax.tree.leaves(masks[0]) == jax.tree.leaves(masks[1])
+    mask = lambda **options: jax.tree.leaves(trained_mask(model, FinetuneConfig(**options)))
+    assert mask(freeze_layers=2) == mask(freeze=r"^h\.")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -178,9 +176,9 @@ def test_a_checkpoint_has_moments_of_what_is_trained_alone(small, batches, tmp_p
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": "lora"}, "finetune.train is 'lora', which is found in no parameter's name; the names are h.attn.c_att"),
-        ({"freeze": "lm_head"}, "finetune.freeze is 'lm_head', which is found in no parameter's name; the names are h."),
-        ({"train": "^ln_f", "freeze": "ln"}, "nothing is left to train: finetune.train is '^ln_f', finetune.freeze 'ln'"),
+        ({"train": "lora"}, "finetune.train is 'lora', which is found in no parameter's name; the names are h.a"),
+        ({"freeze": "lm_head"}, "finetune.freeze is 'lm_head', which is found in no parameter's name; the names are"),
+        ({"train": "^ln_f", "freeze": "ln"}, "nothing is left to train: finetune.train is '^ln_f', finetune.freeze 'l"),
         ({"train": r"^h\.", "freeze_layers": 2}, r"finetune.freeze_layers 2 of 2; the names are h.attn.c_attn.bias"),
         ({"freeze_layers": 3}, "finetune.freeze_layers is 3; the model has 2 layers: use at most as many"),
     ],
@@ -194,8 +192,8 @@ def test_what_fits_no_model_is_refused(small, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train": "h.("}, r"finetune.train is 'h.\('; it must be a regular expression \(missing \), unterminated subp"),
-        ({"freeze": "*"}, r"finetune.freeze is '\*'; it must be a regular expression \(nothing to repeat at position 0"),
+        ({"train": "h.("}, r"finetune.train is 'h.\('; it must be a regular expression \(missing \), unterminated"),
+        ({"freeze": "*"}, r"finetune.freeze is '\*'; it must be a regular expression \(nothing to repeat at pos"),
         ({"freeze_layers": -1}, r"finetune.freeze_layers is -1; it must be 0 \(none\) or more"),
         ({"layer_decay": 0.0}, r"finetune.layer_decay is 0.0; it must be in \(0, 1\]; 1 is off"),
         ({"layer_decay": 1.1}, r"finetune.layer_decay is 1.1; it must be in \(0, 1\]; 1 is off"),
