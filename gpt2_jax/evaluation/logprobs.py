@@ -5,7 +5,7 @@ Axes as in model.py; N positions of a device, K of them at a time.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -43,35 +43,55 @@ def mesh_of(model: GPT2) -> Mesh | None:
     return sharding.mesh if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == (AXIS,) else None
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises `InputError` unless it is a positive integer."""
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
-        raise InputError(f"batch_size is {batch_size!r}; it must be an integer of at least 1")
+def in_batches(
+    model: GPT2, sequences: Sequence[np.ndarray], starts: Sequence[int], batch_size: int, *, skip: int = 0
+) -> Iterator[list[tuple[int, np.ndarray, np.ndarray]]]:
+    """The log-probabilities of the ends of sequences, each token under those before it, batch by batch.
 
-
-def rows_of_batch(batch_size: int, sequences: int, devices: int) -> int:
-    """How many rows each batch of so many sequences has: a power of two or `batch_size`, that devices can share."""
-    rows = min(batch_size, 1 << max(0, sequences - 1).bit_length())
-    return -(-rows // devices) * devices
-
-
-def of_rows(
-    model: GPT2, sequences: Sequence[np.ndarray], starts: Sequence[int], rows: int
-) -> tuple[jax.Array, jax.Array]:
-    """The log-probabilities of the ends of sequences, each token under those before it.
-
-    The lengths are rounded up to a power of two, so that few programs are compiled; nothing is waited for.
+    The longest come first, and a batch's length is rounded up to a power of two: few programs are compiled, and other
+    data compile no others. While a batch is read here the devices are at the next.
 
     Args:
-      model: stacked or not.
-      sequences: int [n], 2 to n_positions + 1 tokens of the vocabulary each; at most `rows` of them.
+      model: stacked or not; where `spread` laid it out, devices share each batch.
+      sequences: int [n], 2 to n_positions + 1 tokens of the vocabulary each.
       starts: of each, the first token that counts, at least 1.
-      rows: of the batch; the devices of `spread` must divide it.
+      batch_size: sequences in a batch; with several devices, rounded up to a multiple of them.
+      skip: batches that are left out at the beginning.
 
-    Returns:
-      Float32 and bool [rows, T]: at place i - 1 what token i has, and whether it is the most probable; 0 and False
-      where nothing counts.
+    Yields:
+      Of each sequence of a batch its index, the log-probabilities (float32 [n - start]) of the tokens that count, and
+      whether each was the most probable (bool).
+
+    Raises:
+      InputError: a batch size below 1.
     """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise InputError(f"batch_size is {batch_size!r}; it must be an integer of at least 1")
+    mesh = mesh_of(model)
+    devices = 1 if mesh is None else mesh.size
+    rows = min(batch_size, 1 << max(0, len(sequences) - 1).bit_length())
+    rows = -(-rows // devices) * devices
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    batches = [order[first : first + rows] for first in range(0, len(order), rows)]
+    waiting = None
+    for batch in [*batches[skip:], None]:
+        arrays = None
+        if batch is not None:
+            arrays = _of_rows(model, [sequences[i] for i in batch], [starts[i] for i in batch], rows)
+        if waiting is not None:
+            logprobs, greedy = map(np.asarray, waiting[1])
+            places = [slice(starts[i] - 1, len(sequences[i]) - 1) for i in waiting[0]]
+            yield [
+                (i, logprobs[row, at].copy(), greedy[row, at].copy())
+                for row, (i, at) in enumerate(zip(waiting[0], places))
+            ]
+        waiting = batch, arrays
+
+
+def _of_rows(
+    model: GPT2, sequences: Sequence[np.ndarray], starts: Sequence[int], rows: int
+) -> tuple[jax.Array, jax.Array]:
+    """Float32 and bool [rows, T], not waited for: at place i - 1 those of token i; 0 and False where none counts."""
     length = bucket(max(map(len, sequences)) - 1, model.config.n_positions)
     tokens, mask = np.zeros((rows, length + 1), np.int32), np.zeros((rows, length), bool)
     for row, (sequence, start) in enumerate(zip(sequences, starts)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.evaluation.logprobs import check_batch_size, mesh_of, of_rows, rows_of_batch
+from gpt2_jax.evaluation.logprobs import in_batches
 from gpt2_jax.language_model import LanguageModel
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -39,8 +39,7 @@ def score(
 ) -> list[Scored]:
     """The log-probabilities of continuations; the same, within rounding, whatever other pairs there are.
 
-    Pairs are sorted by length, and a batch's length is rounded up to a power of two: one program for each is compiled,
-    once for all data. With a model of `logprobs.spread` devices share each batch.
+    They run as `logprobs.in_batches` says: with a model of `logprobs.spread` devices share each batch.
 
     Args:
       lm: the model.
@@ -56,7 +55,6 @@ def score(
       InputError: a continuation that is empty or longer than the context, ids outside the vocabulary, or a batch size
         below 1.
     """
-    check_batch_size(batch_size)
     context, end_of_text = lm.config.n_positions, lm.tokenizer.end_of_text
     sequences, starts = [], []
     for number, pair in enumerate(pairs):
@@ -70,30 +68,14 @@ def score(
         before = before[-(context + 1 - len(after)) :]
         sequences.append(np.concatenate([before, after]))
         starts.append(len(before))
-    mesh = mesh_of(lm.model)
-    rows = rows_of_batch(batch_size, len(sequences), 1 if mesh is None else mesh.size)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     results: list[Scored] = [None] * len(sequences)
-    done, waiting = 0, None
-
-    def collect(batch: list[int], arrays: tuple) -> None:
-        nonlocal done
-        logprobs, greedy = map(np.asarray, arrays)
-        for row, i in enumerate(batch):
-            places = slice(starts[i] - 1, len(sequences[i]) - 1)
-            results[i] = Scored(logprobs[row, places].copy(), bool(greedy[row, places].all()))
+    done = 0
+    for batch in in_batches(lm.model, sequences, starts, batch_size):
+        for i, logprobs, greedy in batch:
+            results[i] = Scored(logprobs, bool(greedy.all()))
         done += len(batch)
         if progress is not None:
             progress(done)
-
-    for first in range(0, len(order), rows):
-        batch = order[first : first + rows]
-        arrays = of_rows(lm.model, [sequences[i] for i in batch], [starts[i] for i in batch], rows)
-        if waiting is not None:
-            collect(*waiting)  # while the devices are at the next
-        waiting = batch, arrays
-    if waiting is not None:
-        collect(*waiting)
     return results
 
 
