@@ -154,7 +154,8 @@ class LanguageModel:
             prompts,
             [(seed, number) for seed in request.seeds for number in range(samples)],
             request.max_new_tokens,
-            negative_prompts=request.negative * len(prompts),
+            negative_prompts=[ids for ids in request.negative for _ in range(samples)],
+            heads=[head for heads in (request.heads, request.negative_heads) for head in heads for _ in range(samples)],
             alternatives=alternatives,
         )
         began = time.monotonic()

@@ -29,6 +29,11 @@ _PRE_TOKENIZER = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 _LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
 
 
+def control_code(name: str) -> str:
+    """The special token that begins texts of a kind: "<|poetry|>"."""
+    return f"<|{name}|>"
+
+
 class Tokenizer:
     """A `tokenizers.Tokenizer` whose tokens are bytes ("bpe") or characters ("characters"), see `kind`.
 
@@ -163,6 +168,12 @@ class Tokenizer:
         copy = tokenizers.Tokenizer.from_str(self.to_json())
         copy.add_special_tokens([name for name in names if name not in self._special])
         return Tokenizer(copy)
+
+    @property
+    def control_codes(self) -> dict[str, int]:
+        """The ids of the control codes by their names: {"poetry": 50257} of "<|poetry|>"."""
+        names = {name[2:-2]: i for name, i in self._special.items() if name != END_OF_TEXT}
+        return {name: i for name, i in names.items() if control_code(name) in self._special}
 
     def decode(self, tokens: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
         """The text of `tokens` (any integer sequence or array [T]); bytes that are not UTF-8 become U+FFFD."""

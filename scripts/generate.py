@@ -20,7 +20,7 @@ READ = {
     **dict.fromkeys(("bad_words_ids", "stop_strings"), flags.DEFINE_multi_string),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "eos_token_id"), flags.DEFINE_multi_integer),
     **dict.fromkeys(("sequence_bias", "early_stopping"), flags.DEFINE_string),  # JSON
-    **dict.fromkeys(("beyond_context", "negative_prompt"), flags.DEFINE_string),
+    **dict.fromkeys(("beyond_context", "negative_prompt", "control", "negative_control"), flags.DEFINE_string),
     **dict.fromkeys(("temperature", "max_time"), flags.DEFINE_float),
 }
 for field in Options.fields():

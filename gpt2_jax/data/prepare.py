@@ -33,7 +33,7 @@ from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe, train_characters
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, control_code, train_bpe, train_characters
 from gpt2_jax.tokenizer_files import load
 
 
@@ -91,11 +91,6 @@ def subfolder(config: DataConfig, name: str) -> str:
     return "" if len(config.weights) == 1 else name.replace("/", "--")
 
 
-def control_code(name: str) -> str:
-    """The special token of a source: "<|poetry|>", of a hub id its last part."""
-    return f"<|{name.rpartition('/')[2]}|>"
-
-
 def shared_tokenizer(config: DataConfig, layouts: dict[str, Layout], progress: Progress) -> Tokenizer:
     """The tokenizer of all corpora, trained on the training texts if it has to be."""
 
@@ -114,14 +109,18 @@ def shared_tokenizer(config: DataConfig, layouts: dict[str, Layout], progress: P
 
 
 def with_control_codes(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with the special tokens of all sources, if there are to be any."""
-    return tokenizer.with_special_tokens(map(control_code, config.weights)) if config.control_codes else tokenizer
+    """The tokenizer with the control codes of all documents, if there are to be any."""
+    return tokenizer.with_special_tokens(map(control_code, config.codes)) if config.codes else tokenizer
 
 
 def encoding_of(config: DataConfig, name: str, tokenizer: Tokenizer) -> Encoding:
     """How the documents of a source become tokens."""
-    control = tokenizer.encode(control_code(name), allow_special=True)[0] if config.control_codes else None
-    return Encoding(tokenizer.to_json(), config.encoder, control, config.allow_special)
+    controls, codes = {}, tokenizer.control_codes
+    if config.control_key:
+        controls = {name: codes[name] for name in config.codes}
+    elif config.control_codes:
+        controls = {"": codes[name.rpartition("/")[2]]}
+    return Encoding(tokenizer.to_json(), config.encoder, controls, config.control_dropout, config.allow_special)
 
 
 def _resume(folder: Path, config: DataConfig, source: Source, progress: Progress) -> dict[str, Any] | None:

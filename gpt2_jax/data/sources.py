@@ -238,6 +238,11 @@ def _parts_of(files: tuple[tuple[str, Path], ...], config: DataConfig) -> Iterat
 
 
 def _grouped_texts(files: tuple[tuple[str, Path], ...], config: DataConfig, python: bool = False) -> tuple[Part, ...]:
+    if config.control_key and files:
+        raise InputError(
+            f"data.control_key is {config.control_key!r}, and {files[0][1]} is a text, which has no fields; give "
+            ".jsonl or .parquet, or take the sources of a mixture for control codes"
+        )
     groups, size = [], 0
     for name, path in files:
         with explained(path):

@@ -1,6 +1,6 @@
 """Documents to tokens: the one transform of every road, from a part of a corpus to shards of bytes.
 
-A document's tokens are its source's control code if there is one, its prompt, its text, and end-of-text; prompt and
+A document's tokens are its control code if there is one, its prompt, its text, and end-of-text; prompt and
 text are encoded apart. Shards are named by part, so that who encodes which part, and when, changes no byte.
 """
 
@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -44,13 +44,15 @@ class Encoding:
     Attributes:
       tokenizer: the text of a tokenizer.json.
       encoder: "tokenizers", or "tiktoken" with the same ids.
-      control: the id that begins each document, or None.
+      controls: the ids that begin documents, by `Document.control`; empty for none.
+      control_dropout: share of the documents that go without.
       allow_special: take the special tokens that a text spells for these tokens.
     """
 
     tokenizer: str
     encoder: Literal["tokenizers", "tiktoken"] = "tokenizers"
-    control: int | None = None
+    controls: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    control_dropout: float = 0.0
     allow_special: bool = False
 
     def encode(self, documents: Iterable[Document], batch_characters: int | None = None) -> Iterator[Encoded]:
@@ -81,15 +83,20 @@ class Encoding:
         cut = [[self._pieces(text) for text in (document.prompt, document.text)] for document in batch]
         texts = [piece for prompt, text in cut for piece in (*prompt, *text) if isinstance(piece, str)]
         encoded = iter(encode(texts))
-        before = [] if self.control is None else [[self.control]]
-        for prompt, text in cut:
+        for document, (prompt, text) in zip(batch, cut):
             ids = [next(encoded) if isinstance(piece, str) else [piece] for piece in (*prompt, *text)]
-            first = [*before, *ids[: len(prompt)]]
+            first = [*self._control(document), *ids[: len(prompt)]]
             tokens = np.concatenate(
                 [*first, *ids[len(prompt) :], [tokenizer.end_of_text]], dtype=np.int32, casting="unsafe"
             )
             learnt = np.arange(len(tokens)) >= sum(map(len, first)) if prompt else None
             yield Encoded(tokens, learnt)
+
+    def _control(self, document: Document) -> list[list[int]]:
+        """The control code of a document, unless it goes without: a matter of the document alone."""
+        if not self.controls or (self.control_dropout and _hash(document, 1) < self.control_dropout * 2**64):
+            return []
+        return [[self.controls[document.control]]]
 
     def _pieces(self, text: str) -> list[str | int]:
         """What is encoded apart: pieces of the text, and ids of special tokens."""
@@ -149,10 +156,15 @@ class Division:
 
 def document_hash(document: Document) -> int:
     """The first 64 bits of the text's sha256: where a document goes depends on nothing but itself."""
+    return _hash(document, 0)
+
+
+def _hash(document: Document, number: int) -> int:
+    """The `number`th 64 bits of the text's sha256; they know nothing of each other."""
     digest = hashlib.sha256(document.text.encode())
     if document.prompt:
         digest.update(b"\0" + document.prompt.encode())
-    return int.from_bytes(digest.digest()[:8])
+    return int.from_bytes(digest.digest()[8 * number : 8 * number + 8])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,6 +98,10 @@ class Options:
     forced_bos_token_id: int | None = option(None, "The id that comes first.")
     forced_eos_token_id: int | None = option(None, "The id that comes last, when max_new_tokens is reached.")
 
+    control: str | Sequence[str] | None = option(
+        None, 'The control code that the text begins with, such as "poetry"; a list has one a prompt.'
+    )
+
     num_beams: int = option(1, "Beams of a beam search; 1 is none. With a temperature above 0, beams are sampled.")
     num_beam_groups: int = option(1, "Groups of beams that avoid each other's tokens (Vijayakumar et al., 2018).")
     diversity_penalty: float = option(0.0, "What a token loses for each earlier group that takes it at the same time.")
@@ -113,7 +117,12 @@ class Options:
     guidance_scale: float = option(
         1.0, "Away from the negative prompt by this factor (Sanchez et al., 2023); 1 is off."
     )
-    negative_prompt: Phrase | None = option(None, "What guidance_scale leads away from; by default an empty text.")
+    negative_prompt: Phrase | None = option(
+        None, "What guidance_scale leads away from; by default an empty text, or with control the prompt without it."
+    )
+    negative_control: str | Sequence[str] | None = option(
+        None, "The control code of what guidance_scale leads away from; without negative_prompt that is the prompt."
+    )
 
     eos_token_id: int | TokenIds | None = option(
         None, "Ids at which a text ends; by default end-of-text; an empty list never ends it."
@@ -202,7 +211,7 @@ class Options:
             "num_beams above 1": (
                 self.search == "beam", ("num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping")
             ),
-            "guidance_scale other than 1": (self.guidance_scale != 1, ("negative_prompt",)),
+            "guidance_scale other than 1": (self.guidance_scale != 1, ("negative_prompt", "negative_control")),
         }  # fmt: skip
         for needed, (given, names) in groups.items():
             for name in names:

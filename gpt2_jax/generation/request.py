@@ -13,6 +13,7 @@ from gpt2_jax.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
 DEFAULT_NEW_TOKENS = 128
+HEAD = 2  # tokens before a prompt with a control code: end-of-text and the code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,10 @@ class Request:
 
     Attributes:
       options: as given.
-      prompts: token ids, at least one each.
-      negative: those of the negative prompt, alone in the list; empty without guidance.
+      prompts: token ids, at least one each; with a control code, end-of-text and the code before them, as in training.
+      heads: how many tokens of each prompt are these two, or 0.
+      negative: what each is guided away from; empty without guidance.
+      negative_heads: as `heads`.
       seeds: one a prompt.
       end_tokens: int32 [E], padded with -1 to a power of two.
       max_new_tokens: how many tokens are added at most.
@@ -31,7 +34,9 @@ class Request:
 
     options: Options
     prompts: list[list[int]]
+    heads: list[int]
     negative: list[list[int]]
+    negative_heads: list[int]
     seeds: list[int]
     end_tokens: np.ndarray
     max_new_tokens: int
@@ -42,20 +47,31 @@ def make_request(prompts: Sequence[Prompt], options: Options, tokenizer: Tokeniz
     """Checks everything.
 
     Raises:
-      InputError: no prompts, ids outside the vocabulary, or what does not fit the context.
+      InputError: no prompts, ids outside the vocabulary, an unknown control code, or what does not fit the context.
     """
     if not len(prompts):
         raise InputError("there are no prompts in the list; give at least one")
     encode = lambda prompt, what: _encode(prompt, what, tokenizer, config.vocab_size)
-    rows = [encode(prompt, "the prompt") for prompt in prompts]
-    negative = [encode(options.negative_prompt or "", "negative_prompt")] if options.guidance_scale != 1 else []
+    plain = [encode(prompt, "the prompt") for prompt in prompts]
+    end, codes = tokenizer.end_of_text, _codes("control", options.control, len(plain), tokenizer)
+    rows = [_begin(ids, code, end) for ids, code in zip(plain, codes)]
+    away = _codes("negative_control", options.negative_control, len(plain), tokenizer)
+    negative = []
+    if options.negative_prompt is not None or (options.guidance_scale != 1 and codes == away == [None] * len(plain)):
+        negative = [encode(options.negative_prompt or "", "negative_prompt")] * len(plain)
+    elif options.guidance_scale != 1:
+        _check_unlike(options, codes, away)
+        negative = [[end, *_body(ids, end)] for ids in plain]
+    negative = [_begin(ids, code, end) for ids, code in zip(negative, away)]
     if options.logprobs is not None and options.logprobs > config.vocab_size:
         raise InputError(f"logprobs is {options.logprobs}; it must be at most the vocabulary's {config.vocab_size}")
     end_tokens = _end_tokens(options, tokenizer, config.vocab_size)
     return Request(
         options=options,
         prompts=rows,
+        heads=[HEAD * (code is not None) for code in codes],
         negative=negative,
+        negative_heads=[HEAD * (code is not None) for code in away] if negative else [],
         seeds=_seeds(options.seed, len(rows)),
         end_tokens=end_tokens,
         max_new_tokens=_new_tokens(max(map(len, rows + negative)), options, config.n_positions),
@@ -71,6 +87,39 @@ def _encode(prompt: Prompt, what: str, tokenizer: Tokenizer, vocab_size: int) ->
         raise InputError(f"{what} is {ids.dtype}{list(ids.shape)}; it must be text or a list of integer token ids")
     _check_ids(ids, what, vocab_size)
     return ids.tolist()
+
+
+def _codes(name: str, wanted: str | Sequence[str] | None, prompts: int, tokenizer: Tokenizer) -> list[int | None]:
+    """The control code of each prompt, an id or None."""
+    if wanted is None:
+        return [None] * prompts
+    names, known = [wanted] * prompts if isinstance(wanted, str) else list(wanted), tokenizer.control_codes
+    if len(names) != prompts:
+        raise InputError(f"{name} has {len(names)} codes for {prompts} prompts; give one, or one a prompt")
+    for code in names:
+        if code not in known:
+            there = f"has {', '.join(known)}" if known else "has none: train with --config.data.control_codes=True"
+            raise InputError(f"{name} is {code!r}, which is no control code of this model; its tokenizer {there}")
+    return [known[code] for code in names]
+
+
+def _check_unlike(options: Options, codes: list[int | None], away: list[int | None]) -> None:
+    """Raises `InputError` where a prompt would be guided away from itself."""
+    if any(code == other for code, other in zip(codes, away)):
+        raise InputError(
+            f"negative_control is {options.negative_control!r} and control {options.control!r}: guidance away from the "
+            "same text has no effect; give another code, or a negative_prompt"
+        )
+
+
+def _begin(ids: list[int], code: int | None, end_of_text: int) -> list[int]:
+    """A prompt after its control code, which stands after end-of-text: so does every document's in training."""
+    return ids if code is None else [end_of_text, code, *_body(ids, end_of_text)]
+
+
+def _body(ids: list[int], end_of_text: int) -> list[int]:
+    """A prompt without an end-of-text that begins it."""
+    return ids[1:] if ids[0] == end_of_text else ids
 
 
 def _check_ids(ids: np.ndarray, what: str, vocab_size: int) -> None:

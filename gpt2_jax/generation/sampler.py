@@ -64,6 +64,7 @@ class State:
     ended: jax.Array  # int32 [B]: RUNNING, AT_END_TOKEN or AT_STOP_STRING
     matched: jax.Array  # int32 [B]: state of the stop strings' automaton
     keys: jax.Array  # [B] keys, one a row
+    heads: jax.Array  # int32 [R]: tokens at the beginning of each text that stay when the context slides
     scores: Scores | None
 
 
@@ -73,6 +74,7 @@ def start_state(
     max_new_tokens: int,
     *,
     negative_prompts: Sequence[Sequence[int]] = (),
+    heads: Sequence[int] = (),
     alternatives: int | None = None,
 ) -> State:
     """The state before the first new token.
@@ -82,6 +84,7 @@ def start_state(
       seeds: of each row, the seed and the row's own number, from which its draws follow.
       max_new_tokens: for which there must be room.
       negative_prompts: as many, or none.
+      heads: how many tokens of each prompt, negative ones after the others, stay when the context slides; by default 0.
       alternatives: keep log-probabilities, and those of so many of the most probable tokens; None keeps none.
     """
     texts = [*prompts, *negative_prompts]
@@ -101,6 +104,7 @@ def start_state(
         ended=np.full(B, RUNNING, np.int32),
         matched=np.full(B, START, np.int32),
         keys=_row_keys(seeds),
+        heads=np.array(heads or [0] * len(texts), np.int32),
         scores=scores,
     )
 
@@ -113,7 +117,8 @@ def _row_keys(seeds: jax.Array) -> jax.Array:
 def generate(model: GPT2, state: State, rules: Rules, *, chunk: int | None = None) -> Iterator[State]:
     """Continues the rows of `state` until `rules.limit` or the end of every row; a state every `chunk` new tokens.
 
-    A row whose text has outgrown the model's context goes on from the later half of a context of it, read anew.
+    A row whose text has outgrown the model's context goes on from the later half of a context of it, read anew; the
+    beginning of that is then the row's head.
 
     Args:
       model: an unstacked model (`gpt2_jax.model.unstack`).
@@ -124,7 +129,8 @@ def generate(model: GPT2, state: State, rules: Rules, *, chunk: int | None = Non
     shown = 0
     while True:
         lengths = np.asarray(state.history.lengths)
-        offsets = np.where(lengths - offsets > context, lengths - context // 2, offsets)
+        kept = max(context // 2, int(state.heads.max()) + 1)
+        offsets = np.where(lengths - offsets > context, lengths - kept, offsets)
         windows = lengths - offsets
         slots = bucket(int(windows.max()), context)
         state, decoding = fill(model, state, offsets, rules, slots=slots, capacity=capacity)
@@ -150,7 +156,9 @@ def fill(
 ) -> tuple[State, Decoding]:
     """Reads each row's text from `offsets` [R] on, and adds a token."""
     history = state.history
-    window = jnp.minimum(offsets[:, None] + jnp.arange(slots), history.tokens.shape[1] - 1)  # [R, P]
+    place = jnp.arange(slots)
+    place = place + jnp.where(place < state.heads[:, None], 0, offsets[:, None])
+    window = jnp.minimum(place, history.tokens.shape[1] - 1)  # [R, P]
     lengths = history.lengths - offsets
     x, decoding = prefill(model, jnp.take_along_axis(history.tokens, window, axis=1), lengths, capacity)
     return _add_token(model, state, last_state(x, lengths), rules), decoding

@@ -161,7 +161,7 @@ def test_mixtures_follow_the_weights():
 def test_control_codes_begin_documents():
     tokenizer = TOKENIZER.with_special_tokens(["<|poetry|>"])
     (code,) = tokenizer.encode("<|poetry|>", allow_special=True)
-    encoding = Encoding(tokenizer.to_json(), control=code)
+    encoding = Encoding(tokenizer.to_json(), controls={"": code})
     (encoded,) = encoding.encode([Document("ab", "")])
     assert encoded.tokens.tolist() == [code, *tokenizer.encode("ab"), END] and encoded.learnt is None
     (encoded,) = encoding.encode([Document("ab", "", prompt="q")])
