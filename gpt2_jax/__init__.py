@@ -8,6 +8,7 @@ print(lm.generate("def ", max_new_tokens=64, top_p=0.95, seed=0))
 from gpt2_jax.config import Config, default_config
 from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import Generation, LanguageModel
+from gpt2_jax.mixing import mix
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config, preset
 from gpt2_jax.pretrained import load, save
@@ -24,6 +25,7 @@ __all__ = [
     "Tokenizer",
     "default_config",
     "load",
+    "mix",
     "preset",
     "resize",
     "save",

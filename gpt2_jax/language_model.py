@@ -53,13 +53,13 @@ class LanguageModel:
     """A model that speaks.
 
     Attributes:
-      model: `lm.model(tokens int [B, T]) -> logits float32 [B, T, V]`; its blocks are unstacked.
+      model: `lm.model(tokens int [B, T]) -> logits float32 [B, T, V]`; its blocks are unstacked. Or a `mixing.Mix`.
       tokenizer: text to ids and back.
       config: the model's `GPT2Config`.
     """
 
     def __init__(self, model: GPT2, tokenizer: Tokenizer):
-        self.model = unstack(model)
+        self.model = unstack(model) if isinstance(model, GPT2) else model
         self.tokenizer = tokenizer
         self.config: GPT2Config = model.config
 

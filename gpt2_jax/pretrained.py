@@ -178,8 +178,10 @@ def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetens
       The folder.
 
     Raises:
-      InputError: an unknown format, or the folder cannot be written to.
+      InputError: an unknown format, a mix of models, or the folder cannot be written to.
     """
+    if not isinstance(lm.model, GPT2):
+        raise InputError("a mix of models has no file format; save its models one by one")
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -60,8 +60,13 @@ def search(
       The new tokens of each prompt, int32 [n], an end token included.
 
     Raises:
-      InputError: alpha or top_k out of range.
+      InputError: alpha or top_k out of range, or a mix of models.
     """
+    if not isinstance(model, GPT2):
+        raise InputError(
+            f"penalty_alpha is {penalty_alpha} with a mix of models; contrastive search compares the states of "
+            "one: sample, or search with num_beams"
+        )
     if not 0 < penalty_alpha <= 1:
         raise InputError(f"penalty_alpha is {penalty_alpha}; it must be in (0, 1], or 0 for no contrastive search")
     if not 2 <= top_k <= model.config.vocab_size:

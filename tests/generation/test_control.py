@@ -25,6 +25,13 @@ def lm():
     return LanguageModel(jax.jit(GPT2, static_argnums=0)(config, jax.random.key(1)), tokenizer)
 
 
+@pytest.fixture(scope="module")
+def log_p(lm):
+    """Log-probabilities of the token after a text."""
+    forward = jax.jit(lambda model, tokens: jax.nn.log_softmax(model(tokens)[0]))
+    return lambda text: forward(lm.model, jnp.array([[*text, *[0] * (16 - len(text))]]))[len(text) - 1]
+
+
 def ids(lm, text):
     return lm.tokenizer.encode(text, allow_special=True)
 
@@ -76,14 +83,13 @@ def test_guidance_leads_away_from_the_prompt_without_the_code_or_with_another(lm
     assert away(negative_control="code").negative_heads == [2, 2]
 
 
-def test_the_formula_of_guidance(lm):
+def test_the_formula_of_guidance(lm, log_p):
     """Greedy tokens, one by one, are those of log p(bare) + scale * (log p(code) - log p(bare))."""
     found = lm.generate("ab", control="poetry", guidance_scale=3.0, max_new_tokens=6, logprobs=0, **GREEDY)
     yes, no = ids(lm, "<|endoftext|><|poetry|>ab"), ids(lm, "<|endoftext|>ab")
     for token, noted in zip(found.tokens[4:], found.logprobs):
-        log_p, log_q = (jax.nn.log_softmax(lm.model(jnp.array([text]))[0, -1]) for text in (yes, no))
-        assert token == int((log_q + 3 * (log_p - log_q)).argmax())
-        assert noted == pytest.approx(float(log_p[token]), abs=1e-4)
+        assert token == int((log_p(no) + 3 * (log_p(yes) - log_p(no))).argmax())
+        assert noted == pytest.approx(float(log_p(yes)[token]), abs=1e-4)
         yes, no = [*yes, token], [*no, token]
     assert found.tokens.tolist() != lm.generate("ab", control="poetry", max_new_tokens=6, **GREEDY).tokens.tolist()
 
@@ -103,14 +109,13 @@ def test_another_scale_or_code_compiles_nothing_anew(lm):
     assert (sampler.fill._cache_size(), sampler.advance._cache_size()) == before
 
 
-def test_a_context_that_slides_keeps_the_code(lm):
+def test_a_context_that_slides_keeps_the_code(lm, log_p):
     long = lm.generate("ab", control="poetry", max_new_tokens=40, beyond_context="slide", **GREEDY).tokens.tolist()
     text, begin = ids(lm, "<|endoftext|><|poetry|>ab"), 0
     for token in long[4:]:
         if len(text) - begin > 16:
             begin = len(text) - 8
-        window = [*text[:2], *text[begin + 2 :]]
-        assert token == int(lm.model(jnp.array([window]))[0, -1].argmax())
+        assert token == int(log_p([*text[:2], *text[begin + 2 :]]).argmax())
         text.append(token)
     assert long == text and len(long) == 44
 
