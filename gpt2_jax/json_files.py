@@ -37,10 +37,10 @@ def read(file: Path, what: str, advice: str, largest: int = LARGEST) -> dict[str
         raise InputError(f"{file} {what} ({reason}); {advice}") from None
 
 
-def find(file: Path) -> dict[str, Any] | None:
+def find(file: Path, largest: int = LARGEST) -> dict[str, Any] | None:
     """The object in a JSON file, or None where `read` would raise."""
     try:
-        return parse(read_bytes(file))
+        return parse(read_bytes(file, largest))
     except (OSError, ValueError):
         return None
 
