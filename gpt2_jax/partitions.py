@@ -76,6 +76,8 @@ def scatter(g: jax.Array, spec: P) -> jax.Array:
     if mesh is None:
         return g
     outer, within = turns(mesh)
+    if outer > 1 and spec.index(SHARDS) == 1 and g.ndim == 2:
+        return scatter(g.T, P(SHARDS, spec[0])).T  # in parts that lie together; others it sums on every chip
     if mesh.abstract_device.platform in IN_TURN and outer == 1 < within:
         g = with_layout_constraint(g, _major(g.ndim, spec))
     if outer > 1:
@@ -121,8 +123,8 @@ def turns(mesh: AbstractMesh) -> tuple[int, int]:
     factors = [n for n in range(2, size + 1) if size % n == 0]
     if "lite" in device.device_kind:  # v5e and v6e, whose chips are a plane
         fewest, outer = 16, next((n for n in factors if n * n >= size), 1)
-    else:  # v4 and v5p, a cube
-        fewest, outer = 8, next((n for n in factors if size // n <= 8), 1)
+    else:  # v4 and v5p, a cube; which of its lines go first was found by compiling
+        fewest, outer = 8, 8 if size == 16 else next((n for n in factors if size // n <= 8), 1)
     return (1, size) if size < fewest else (outer, size // outer)
 
 
