@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from gpt2_jax.data.filters import clean
+from gpt2_jax.data.filters import clean, strip_gutenberg
 from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, one_line
 
@@ -31,7 +31,8 @@ class Document:
 
     Attributes:
       text: what is learnt.
-      origin: "json/decoder.py", "corpus.jsonl:17" (line or row, counted from 1), "corpus.jsonl@4096" (byte).
+      origin: "json/decoder.py", "poems.txt#3" (of a file that is divided), "corpus.jsonl:17" (line or row, counted from
+        1), "corpus.jsonl@4096" (byte).
       prompt: comes before the text and is not learnt.
       control: names its control code, where that is the record's and not the source's.
     """
@@ -65,7 +66,7 @@ class Part(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """Files of one document each: a row is a file."""
+    """Files of one document each, or divided at `config.separator`; a row is a document."""
 
     name: str
     files: tuple[tuple[str, Path], ...]  # (name, path)
@@ -73,11 +74,24 @@ class TextFiles:
     python: bool = False  # read in the encoding that each declares (PEP 263); one that breaks its own is left out
 
     def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
-        for row, (name, path) in enumerate(self.files[start:], start + 1):
+        for row, document in enumerate(self._all(start), 1):
+            if row > start:
+                yield from kept(row, document, {}, self.config, counts)
+
+    def _all(self, start: int) -> Iterator[Document | None]:
+        """Each document; None for one that is not read because of its encoding, or because it is before `start`."""
+        divided = bool(self.config.separator) and not self.python
+        for row, (name, path) in enumerate(self.files, 1):
+            if row <= start and not divided:
+                yield None
+                continue
             with explained(path):
                 text = _python(path) if self.python else _text(path, self.config.decode_errors)
-            document = None if text is None else Document(text, name)
-            yield from kept(row, document, {}, self.config, counts)
+            if text is None or not divided:
+                yield None if text is None else Document(text, name)
+                continue
+            for number, piece in enumerate(pieces_of(text, self.config), 1):
+                yield Document(piece, f"{name}#{number}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +182,17 @@ class Parquet:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise InputError(f"{self.path}: column {field.name!r} holds {kind}; it must hold strings")
+
+
+def pieces_of(text: str, config: DataConfig) -> list[str]:
+    """What is between matches of `config.separator`, white space around it and empty pieces left out.
+
+    Project Gutenberg's header and footer, which have separators in them, go first.
+    """
+    text = strip_gutenberg(text) if config.strip_gutenberg else text
+    ends = [0, *(end for match in re.finditer(config.separator, text) for end in match.span()), len(text)]
+    pieces = (text[begin:end].strip() for begin, end in zip(ends[::2], ends[1::2]))
+    return [f"{piece}\n" for piece in pieces if piece]
 
 
 def document_of(record: dict[str, Any], config: DataConfig, where: str, origin: str) -> Document | None:

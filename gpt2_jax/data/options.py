@@ -21,6 +21,8 @@ class DataConfig:
       revision, subset, hub_split: of a hub id: branch, tag or commit; configuration; split. "" is the source's own.
       text_key: the field or column that holds the text; "" is the source's own, "text" for files and hub ids.
       prompt_key: the field or column of a prompt that comes before the text and is not learnt; "" is none.
+      separator: regular expression of what divides a text file into documents, such as "\\n{3,}" for poems with two
+        empty lines between them; "" is a document a file.
       decode_errors: what to do with bytes that are not UTF-8: "strict" stops, "replace" puts U+FFFD, "skip" leaves the
         document out.
       min_characters, max_characters: shorter or longer documents are left out; 0 is no bound.
@@ -68,6 +70,7 @@ class DataConfig:
     hub_split: str = ""
     text_key: str = ""
     prompt_key: str = ""
+    separator: str = ""
     decode_errors: Literal["strict", "replace", "skip"] = "strict"
     min_characters: int = 0
     max_characters: int = 0
@@ -119,6 +122,7 @@ class DataConfig:
             "empty where nothing is read from the hub: files have no revisions",
         )
         self._check_reweighing()
+        self._check_separator()
         self._check_control()
         for name in ("min_characters", "max_characters", "max_line_length", "retries", "workers"):
             check(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "0 or more")
@@ -232,6 +236,15 @@ class DataConfig:
             self.control_names if self.control_key else self.source,
             "of names without <, | and >, each once and none of them endoftext, to become control codes",
         )
+
+    def _check_separator(self) -> None:
+        if self.separator:
+            check(self.paths != "", "data.separator", self.separator, "empty without files of your own (data.paths)")
+            try:
+                right = not re.search(self.separator, "")
+            except re.error:
+                right = False
+            check(right, "data.separator", self.separator, r"a regular expression of one character or more: '\n{3,}'")
 
     def _check_reweighing(self) -> None:
         steps = [step for step, _ in self.reweighing]

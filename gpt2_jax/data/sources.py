@@ -175,7 +175,12 @@ def open_source(config: DataConfig, name: str | None = None) -> Source:
     paths, entry = config.paths_of(name), REGISTRY.get(name)
     if name == "files" or (entry is None and paths and "/" not in name):
         files = _files(paths)
-        return Source(name, config, tuple(_parts_of(files, config)), files)
+        parts = tuple(_parts_of(files, config))
+        if config.separator and len(config.weights) == 1 and not any(isinstance(part, TextFiles) for part in parts):
+            raise InputError(
+                f"data.separator is {config.separator!r}, and {paths} has no text file to divide; remove the option"
+            )
+        return Source(name, config, parts, files)
     if entry is None:
         if "/" not in name or not HUB_ID.fullmatch(name):
             raise InputError(

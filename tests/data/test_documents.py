@@ -137,3 +137,53 @@ def test_parts_are_picklable_and_named_after_their_files(tmp_path):
     (part,) = open_source(files(tmp_path / "y.parquet")).parts
     assert isinstance(part, Parquet) and part.name == "y.parquet"
     assert list(part.documents()) == [(1, Document("a", "y.parquet:1"))]
+
+
+BOOK = """*** START OF THIS PROJECT GUTENBERG EBOOK POEMS ***
+
+
+I.
+
+Hope is the thing
+with feathers
+
+
+II.
+
+
+
+
+*** END OF THIS PROJECT GUTENBERG EBOOK POEMS ***
+"""
+
+
+def test_a_file_is_divided_at_a_separator(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n\n\ntwo\n\nstill two\n\n\n")
+    (tmp_path / "b.txt").write_bytes(b"\xff not UTF-8")
+    (tmp_path / "c.txt").write_text(BOOK)
+    counts = Counter()
+    (part,) = open_source(files(tmp_path, separator=r"(\n){3,}", decode_errors="skip")).parts
+    assert [document.text for _, document in part.documents(counts=counts)] == [
+        "one\n",
+        "two\n\nstill two\n",
+        "I.\n\nHope is the thing\nwith feathers\n",
+        "II.\n",
+    ]
+    name = tmp_path.name
+    origins = [document.origin for document in check_starts(part)]
+    assert origins == [f"{name}/a.txt#1", f"{name}/a.txt#2", f"{name}/c.txt#1", f"{name}/c.txt#2"]
+    assert counts["kept"] == 4 and counts.total() == 5
+
+
+@pytest.mark.parametrize("separator", ["(", "x*"])
+def test_a_separator_that_divides_nothing_or_everything_is_refused(separator):
+    with pytest.raises(InputError, match=r"data.separator is .*; it must be a regular expression of one character or"):
+        files("a.txt", separator=separator)
+
+
+def test_a_separator_without_text_to_divide_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"data.separator is '--'; it must be empty without files of your own"):
+        DataConfig(separator="--")
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(InputError, match=r"data.separator is '--', and .*x.jsonl has no text file to divide; remove"):
+        open_source(files(tmp_path / "x.jsonl", separator="--"))
