@@ -1,4 +1,4 @@
-"""Documents, and the parts of a corpus that they are read from: text files, JSON lines, parquet.
+"""Documents, and the parts of a corpus that they are read from: text files, JSON lines, parquet; tables.py has others.
 
 A part is read alone, from any of its rows, so that work can be shared and gone on with. Rows count what is kept and
 what is left out alike.
@@ -13,7 +13,7 @@ import re
 import tokenize
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -124,6 +124,15 @@ class JsonLines:
                     document = document_of(record, self.config, f"{self.path}{where}", origin)
                 yield from kept(row, document, record or {}, self.config, counts)
 
+    def keys(self) -> list[str]:
+        """The fields of the first record; none where there is no record."""
+        with explained(self.path), open_compressed(self.path) as file:
+            for number, line in enumerate(file, 1):
+                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if line.strip() and (record := self._record(line, f":{number}")) is not None:
+                    return list(record)
+        return []
+
     def _record(self, line: bytes, where: str) -> dict[str, Any] | None:
         where = f"{self.path}{where}"
         if (decoded := decode(line, self.config.decode_errors, where)) is None:
@@ -178,6 +187,11 @@ class Parquet:
                         document = document_of(record, config, f"{self.path}{where}", f"{name}{where}")
                         yield from kept(row, document, record, config, counts)
 
+    def keys(self) -> list[str]:
+        """The columns; none where there is no row."""
+        with open_parquet(self.path) as (file, _):
+            return file.schema_arrow.names if file.metadata.num_rows else []
+
     def _check_type(self, field: Any, pa: Any) -> None:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -197,6 +211,11 @@ def pieces_of(text: str, config: DataConfig) -> list[str]:
 
 def document_of(record: dict[str, Any], config: DataConfig, where: str, origin: str) -> Document | None:
     """The document of a record; None for one that `config.decode_errors` skips."""
+    if found_keys(config, record, where) is not config:
+        raise InputError(
+            f"{where} has 'prompt' and 'completion', and the first record of the corpus has not; give files of one "
+            "kind, or make two sources of them (data.source='mine=1, other=1' with paths)"
+        )
     values = []
     for option, key in (("text_key", config.text_key or "text"), ("prompt_key", config.prompt_key)):
         if not key:
@@ -211,6 +230,22 @@ def document_of(record: dict[str, Any], config: DataConfig, where: str, origin: 
         values.append(_mend_surrogates(value, config.decode_errors, where))
     text, prompt = values
     return None if text is None or prompt is None else Document(text, origin, prompt, control_of(record, config, where))
+
+
+def found_keys(config: DataConfig, keys: Collection[str], where: str) -> DataConfig:
+    """The options with the keys of a prompt and its completion, where a record has both and no keys are given.
+
+    Raises:
+      InputError: it has a "text" as well.
+    """
+    if config.text_key or config.prompt_key or not ("prompt" in keys and "completion" in keys):
+        return config
+    if "text" in keys:
+        raise InputError(
+            f"{where} has 'prompt' and 'completion', and 'text' as well; say what is learnt: --config.data.text_key="
+            "text, or --config.data.text_key=completion --config.data.prompt_key=prompt"
+        )
+    return dataclasses.replace(config, text_key="completion", prompt_key="prompt")
 
 
 def control_of(record: dict[str, Any], config: DataConfig, where: str) -> str:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from gpt2_jax.errors import check
 
+START = "start"  # of data.tokenizer: that of the model that a run starts from
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -15,12 +17,15 @@ class DataConfig:
       source: a name of `gpt2_jax.data.sources.REGISTRY` ("stdlib", "files", "openwebtext", "poetry", ...) or any hub
         id; several with weights are a mixture: "stories=3, poetry=1".
       reweigh: other weights from a step on: "1000: stories=1, poetry=1; 5000: poetry=1".
-      paths: with "files", files, folders or globs of text, Markdown, Python, .jsonl and .parquet, separated by commas;
+      paths: with "files", files, folders or globs of text, Markdown, Python, .jsonl, .csv, .tsv and .parquet,
+        separated by commas;
         with one source of the hub, a folder that holds a copy of it. Of a mixture each source's after its name:
         "mine: poems/, songs.jsonl; stories: /copies/TinyStories"; a name of your own is of files.
       revision, subset, hub_split: of a hub id: branch, tag or commit; configuration; split. "" is the source's own.
-      text_key: the field or column that holds the text; "" is the source's own, "text" for files and hub ids.
-      prompt_key: the field or column of a prompt that comes before the text and is not learnt; "" is none.
+      text_key: the field or column that holds the text; "" is the source's own, "text" for files and hub ids. Of files
+        whose first record has "prompt" and "completion" the completion is the text, if neither key is given.
+      prompt_key: the field or column of a prompt that comes before the text and is not learnt; "" is none, or "prompt"
+        with "completion" as above.
       separator: regular expression of what divides a text file into documents, such as "\\n{3,}" for poems with two
         empty lines between them; "" is a document a file.
       decode_errors: what to do with bytes that are not UTF-8: "strict" stops, "replace" puts U+FFFD, "skip" leaves the
@@ -45,7 +50,8 @@ class DataConfig:
         (a cut in characters), "auto" is "document" from 20 documents on, else "tail".
       validation_fraction: share of the documents (or characters) that validate, in (0, 1).
       tokenizer: "bpe" (byte-level, trained on the training split), "characters", or a tokenizer.json, a folder or a
-        hub id such as "openai-community/gpt2", with "@" and a branch, tag or commit after it to pin it.
+        hub id such as "openai-community/gpt2", with "@" and a branch, tag or commit after it to pin it; or "start",
+        that of the model of `finetune.start`, where another must give the same ids.
       vocab_size: entries of a "bpe" tokenizer, end-of-text and the 256 bytes among them.
       encoder: what runs a byte-level BPE: "tokenizers", or "tiktoken", several times faster with the same ids.
       tokens_per_shard: tokens in one shard file, at most.

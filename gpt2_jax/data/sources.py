@@ -10,7 +10,7 @@ import os
 import sys
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gpt2_jax.data.documents import (
@@ -20,16 +20,20 @@ from gpt2_jax.data.documents import (
     Part,
     TextFiles,
     explained,
+    found_keys,
     left_out_of,
     open_parquet,
     some,
 )
 from gpt2_jax.data.hub import Dataset, HubShard, hub_parts, local_files
 from gpt2_jax.data.options import DataConfig
+from gpt2_jax.data.tables import Table
 from gpt2_jax.errors import InputError, suggest
 from gpt2_jax.tokenizer_files import HUB_ID
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".parquet", ".txt.gz", ".txt.zst", ".jsonl.gz", ".jsonl.zst")
+TABLES = (".csv", ".tsv")
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", *TABLES, ".parquet")
+SUFFIXES += tuple(f"{kind}{packed}" for kind in (".txt", ".jsonl", *TABLES) for packed in (".gz", ".zst"))
 # Not the library; its tests; tables of characters and a book of prose, from which no Python is learnt.
 STDLIB_LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"})
 PART_BYTES = 64_000_000  # of files: small ones are grouped up to it, large ones cut
@@ -175,6 +179,7 @@ def open_source(config: DataConfig, name: str | None = None) -> Source:
     paths, entry = config.paths_of(name), REGISTRY.get(name)
     if name == "files" or (entry is None and paths and "/" not in name):
         files = _files(paths)
+        config = _with_found_keys(config, files)
         parts = tuple(_parts_of(files, config))
         if config.separator and len(config.weights) == 1 and not any(isinstance(part, TextFiles) for part in parts):
             raise InputError(
@@ -226,27 +231,43 @@ def _files(paths: str) -> tuple[tuple[str, Path], ...]:
     return tuple(files)
 
 
-def _parts_of(files: tuple[tuple[str, Path], ...], config: DataConfig) -> Iterator[Part]:
+def _parts_of(files: Iterable[tuple[str, Path]], config: DataConfig) -> Iterator[Part]:
     texts: list[tuple[str, Path]] = []
     for name, path in files:
         lower = path.name.lower()
-        if not lower.endswith((".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        if not _has_records(lower):
             texts.append((name, path))
             continue
         yield from _grouped_texts(tuple(texts), config)
         texts = []
         if lower.endswith(".parquet"):
             yield from _cut_parquet(name, path, config)
+        elif lower.removesuffix(".gz").removesuffix(".zst").endswith(TABLES):
+            yield Table(name, path, config)
         else:
             yield from _cut_json_lines(name, path, config)
     yield from _grouped_texts(tuple(texts), config)
+
+
+def _has_records(name: str) -> bool:
+    """Whether a file of this name, in small letters, holds records with fields, and is no text."""
+    return name.removesuffix(".gz").removesuffix(".zst").endswith((".parquet", ".jsonl", *TABLES))
+
+
+def _with_found_keys(config: DataConfig, files: tuple[tuple[str, Path], ...]) -> DataConfig:
+    """`found_keys` of the first record of the corpus."""
+    tables = ((name, path) for name, path in files if _has_records(path.name.lower()))
+    for part in _parts_of(tables, config):
+        if keys := part.keys():
+            return found_keys(config, keys, str(part.path))
+    return config
 
 
 def _grouped_texts(files: tuple[tuple[str, Path], ...], config: DataConfig, python: bool = False) -> tuple[Part, ...]:
     if config.control_key and files:
         raise InputError(
             f"data.control_key is {config.control_key!r}, and {files[0][1]} is a text, which has no fields; give "
-            ".jsonl or .parquet, or take the sources of a mixture for control codes"
+            ".jsonl, .csv or .parquet, or take the sources of a mixture for control codes"
         )
     groups, size = [], 0
     for name, path in files:
