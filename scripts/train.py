@@ -7,7 +7,7 @@ On several machines, one such process on each: see scripts/launch/.
 
 Every option and its meaning is in gpt2_jax/config.py; `--config=FILE --help` shows these flags. It ends with
 
-    0              all steps are done
+    0              all steps are done, or the validation loss falls no more (evaluation.patience)
     1              the command line is wrong, or a bug: the traceback says where
     2              bad input, such as an option, a file or a full disk; nothing is gained by starting again as it is
     75             no progress, or another process was lost: start again, and it goes on from the last checkpoint
@@ -67,7 +67,11 @@ def main(argv: list[str]) -> int:
             print(f"stopped and saved at step {outcome.step}; to go on, run the same command again")
         return 128 + outcome.signal
     if process.index == 0:
-        print(f"done: {outcome.step} steps in {workdir}; next: python scripts/generate.py --workdir={workdir}")
+        best, which = "", ""
+        if outcome.best is not None:
+            best, which = "; the best by validation loss is step {} ({:.4f})".format(*outcome.best), " --step=best"
+        generate = f"python scripts/generate.py --workdir={workdir}{which}"
+        print(f"done: {outcome.step} steps in {workdir}{best}; next: {generate}")
     return 0
 
 

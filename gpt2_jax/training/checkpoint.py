@@ -2,7 +2,8 @@
 
 `<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key, what
 the guard knows), `config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on
-streamed text a fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`). `manifest.json` has the
+streamed text a fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`), and of one with
+`evaluation.patience` another, `evaluations`, what its validation losses were (`EarlyStopping`). `manifest.json` has the
 checksums of all files (see seal.py), and is compared with them before anything is read.
 """
 
@@ -118,6 +119,11 @@ class Checkpoints:
         """The steps saved, ascending."""
         return sorted(self._manager.all_steps())
 
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest validation loss, of those that have one."""
+        return self._manager.best_step()
+
     def find(self, step: int | str | None = None, tell: Callable[[str], None] = logging.warning, items=TO_READ) -> int:
         """The saved step that is meant, its checksums compared.
 
@@ -230,8 +236,9 @@ class Checkpoints:
         tokenizer: str,
         val_loss: float | None,
         stream: dict[str, Any] | None = None,
+        evaluations: dict[str, Any] | None = None,
     ) -> None:
-        """Starts to write the whole state, and where a stream is; returns once it is safe to change it.
+        """Starts to write the whole state, and what else there is to know; returns once it is safe to change it.
 
         Raises:
           InputError: this save or the one before failed (a full disk), and that is to stop the run; the older
@@ -248,8 +255,9 @@ class Checkpoints:
                 f"the checkpoint of step {step} waited {waited:,.0f} s for the one before it to be written: the disk "
                 f"is slow for a checkpoint.every of {self._config.every}"
             )
+        more = {name: item for name, item in (("stream", stream), ("evaluations", evaluations)) if item is not None}
         items = ocp.args.Composite(
-            **({} if stream is None else {"stream": ocp.args.JsonSave(stream)}),
+            **{name: ocp.args.JsonSave(item) for name, item in more.items()},
             model=ocp.args.StandardSave(state.model),
             training=ocp.args.StandardSave(_all_but_model(state)),
             config=ocp.args.JsonSave(config),
@@ -283,6 +291,11 @@ class Checkpoints:
     def read_stream(self, step: int) -> dict[str, Any]:
         """Where a stream was at that step, see `Corpus.saved`; raises like `read_json`."""
         return self._read_item(step, "stream")
+
+    def read_evaluations(self, step: int) -> dict[str, Any] | None:
+        """What the validation losses were up to that step, None if that was not kept; raises like `read_json`."""
+        there = (self.directory / str(step) / "evaluations").is_dir()
+        return self._read_item(step, "evaluations") if there else None
 
     def restore_model(self, step: int, abstract: GPT2) -> GPT2:
         """The parameters alone, into the shapes and shardings of `abstract`; raises like `restore`."""

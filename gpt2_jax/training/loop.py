@@ -21,6 +21,7 @@ from gpt2_jax.training import metrics, out_of_memory
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.alike import check_alike
 from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.early_stopping import EarlyStopping
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
 from gpt2_jax.training.ladder import Done, Ladder
 from gpt2_jax.training.memory import keep_freed_memory
@@ -39,11 +40,13 @@ class Outcome:
       step: steps done; all of them are in the last checkpoint.
       signal: the signal that stopped it early, or None.
       val_loss: the validation loss at the last step in nats a token, or None if it was stopped.
+      best: with `evaluation.patience`, (step, its validation loss) of the lowest, which is in a checkpoint.
     """
 
     step: int
     signal: int | None
     val_loss: float | None
+    best: tuple[int, float] | None = None
 
 
 def train(options: dict[str, dict[str, Any]], workdir: Path) -> Outcome:
@@ -87,6 +90,7 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
         batches = resources.enter_context(contextlib.closing(run.batches(first, checkpoints)))
         trace = resources.enter_context(contextlib.closing(Trace(config.profile, workdir / "profile", first, run.say)))
         ladder = Ladder(run, checkpoints, workdir, state)
+        stopping = run.early_stopping(first, checkpoints)
         parameters, trained = num_parameters(state.model), run.program.trained_parameters
         meter = metrics.Meter(config, parameters, run.program.mesh, clock, frozen=parameters - trained)
         hidden = jax.process_index() > 0 or None  # None: shown on a terminal
@@ -107,17 +111,20 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
             last = agreement.last_step(step)
             if first == 0 < last:
                 with clock.on("evaluation"):
-                    check_finite("validation loss", run.validate(state, writer), first, config)
+                    check_finite("validation loss", loss := run.validate(state, writer), first, config)
                     run.show_sample(state, writer)
+                if stopping.evaluate(first, loss)[0]:
+                    with clock.on("checkpoint"):
+                        run.save(state, checkpoints, loss, batches, stopping)
             meter.restart()
-            while step < last:
+            while step < last and not stopping.stops:
                 if trace.moves(step, state):
                     meter.restart()
                 batch = global_batch(meter.waiting(lambda: next(batches)), run.program.mesh)
                 with clock.dispatching(step + 1):
                     state, current = run.train_step(state, batch)
                 if previous is not None:  # fetched while the step just dispatched runs
-                    report(previous, ladder, config, meter, writer, bar)
+                    report(previous, ladder, stopping, config, meter, writer, bar)
                 step += 1
                 done = previous = Done(step, current, batch)
                 if ladder.due == step < config.training.steps:
@@ -130,16 +137,24 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
                 validates = saves or due(step, config.evaluation.every)
                 samples = ends or due(step, config.training.sample_every)
                 if validates or samples:
-                    report(previous, ladder, config, meter, writer, bar)  # before: nothing that is not finite is saved
+                    # Before: nothing that is not finite is saved.
+                    report(previous, ladder, stopping, config, meter, writer, bar)
                     previous = None
+                    # While steps are skipped there is nothing new, and a good checkpoint would be deleted for it.
+                    new = int(state.guard.row) == 0
                     if validates:
                         with clock.on("evaluation"):
                             state, val_loss = ladder.validate(state, done, writer)
-                    # While steps are skipped there is nothing new, and a good checkpoint would be deleted for it.
-                    if ends or (saves and int(state.guard.row) == 0):
+                        new = int(state.guard.row) == 0
+                        if new or ends:
+                            improved, overfits = stopping.evaluate(step, val_loss)
+                            saves, ends = saves or improved, ends or stopping.stops
+                            for line in filter(None, (overfits, stopping.why if stopping.stops else "")):
+                                run.tell(line)
+                    if ends or (saves and new):
                         with clock.on("checkpoint"):
-                            run.save(state, checkpoints, val_loss, batches)
-                    if samples:
+                            run.save(state, checkpoints, val_loss, batches, stopping)
+                    if samples or ends:
                         with clock.on("evaluation"):
                             run.show_sample(state, writer)
                     meter.restart()
@@ -147,9 +162,11 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
                     last = agreement.last_step(step)
             if last < config.training.steps and (step > first or agreement.cause != SOURCE_GONE):
                 if previous is not None:
-                    report(previous, ladder, config, meter, writer, bar)
+                    report(previous, ladder, stopping, config, meter, writer, bar)
                 with clock.on("checkpoint"):
-                    run.save(state, checkpoints, None, batches)
+                    run.save(state, checkpoints, None, batches, stopping)
+            if stopping.stops and step == first:
+                run.tell(stopping.why)
             trace.close()
             with clock.on("checkpoint"):
                 checkpoints.wait()
@@ -164,7 +181,8 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
             plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
         except (OSError, InputError) as error:
             run.tell(f"the curve of perplexity was not drawn ({error}): what was trained is saved")
-    return Outcome(step, agreement.cause or None, val_loss)
+    best = None if stopping.best_step is None else (stopping.best_step, stopping.best_loss)
+    return Outcome(step, agreement.cause or None, val_loss, best)
 
 
 def due(step: int, every: int) -> bool:
@@ -181,7 +199,15 @@ def raise_source_gone(step: int, batches: Batches) -> NoReturn:
     )
 
 
-def report(done: Done, ladder: Ladder, config: Config, meter: metrics.Meter, writer: MetricWriter, bar: tqdm) -> None:
+def report(
+    done: Done,
+    ladder: Ladder,
+    stopping: EarlyStopping,
+    config: Config,
+    meter: metrics.Meter,
+    writer: MetricWriter,
+    bar: tqdm,
+) -> None:
     """Shows the metrics of a finished step, and writes those that are finite when a line is due.
 
     Raises:
@@ -190,6 +216,7 @@ def report(done: Done, ladder: Ladder, config: Config, meter: metrics.Meter, wri
     step, values = done.step, done.values
     loss = meter.waiting(lambda: float(values["loss"]), on="device_wait")
     ladder.see(done)
+    stopping.train(loss)
     meter.count_step()
     bar.update()
     if due(step, config.training.log_every) or step in (1, config.training.steps):

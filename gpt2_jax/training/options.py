@@ -151,16 +151,26 @@ class EvaluationConfig:
       windows: validation windows of `training.sequence_length` tokens, spread evenly, of each source; 0 is the whole
         split.
       batch_size: sequences in one evaluation step; 0 is `training.batch_size` over the accumulation steps.
+      patience: the run ends when the validation loss has not fallen for so many evaluations; each that is the lowest so
+        far becomes a checkpoint, and a line tells when the run overfits. 0 is off.
     """
 
     every: int = 100
     windows: int = 0
     batch_size: int = 0
+    patience: int = 0
 
     def __post_init__(self):
         check(self.every >= 0, "evaluation.every", self.every, "0 (only before and after training) or more")
         check(self.windows >= 0, "evaluation.windows", self.windows, "0 (the whole split) or more")
         check(self.batch_size >= 0, "evaluation.batch_size", self.batch_size, "0 (as in training) or more")
+        check(self.patience >= 0, "evaluation.patience", self.patience, "0 (off) or more")
+        check(
+            self.patience == 0 or self.every > 0,
+            "evaluation.every",
+            self.every,
+            "1 or more with evaluation.patience, which counts evaluations",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
