@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from absl import flags
 from ml_collections import ConfigDict, config_dict
 
-from gpt2_jax.data.options import DataConfig
+from gpt2_jax.data.options import START, DataConfig
 from gpt2_jax.errors import InputError, check, one_line, shown, suggest
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.device_options import DistributedConfig, MeshConfig
@@ -64,6 +64,21 @@ class Config:
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
             f"at most training.steps ({self.training.steps})",
+        )
+        check(
+            self.evaluation.patience == 0 or self.checkpoint.keep_best > 0,
+            "checkpoint.keep_best",
+            self.checkpoint.keep_best,
+            "1 or more with evaluation.patience, which is to keep the best",
+        )
+        trained = self.data.tokenizer in ("bpe", "characters")
+        check(
+            not trained if self.finetune.start else self.data.tokenizer != START,
+            "data.tokenizer",
+            self.data.tokenizer,
+            "'start', that of the model, or one that gives the same ids, with finetune.start"
+            if trained
+            else "'bpe', 'characters', a tokenizer.json, a folder or a hub id unless finetune.start names a model",
         )
         check(
             self.profile.start <= self.training.steps,

@@ -66,7 +66,7 @@ def load(
         there = os.path.exists(folder)
         if revision is not None and there:
             raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
-        lm = _load_files(folder if there else _fetch(str(path), revision), tokenizer, dtype)
+        lm = _load_files(folder if there else fetch(str(path), revision), tokenizer, dtype)
     if n_positions is not None:
         lm = LanguageModel(resize(lm.model, n_positions=n_positions), lm.tokenizer)
     return lm
@@ -118,8 +118,7 @@ def _load_run(
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.find(step)
         groups, saved_tokenizer = checkpoints.read_json(step)
-        # Of other groups an earlier version may have allowed what this one refuses.
-        config = Config.from_dict({"model": groups.get("model", {})}).model
+        config = model_of(groups)
         config = dataclasses.replace(config, dtype=dtype or config.dtype)
         # This machine's first device holds it all, whatever mesh it was trained on.
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -127,11 +126,21 @@ def _load_run(
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
         own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
         model = checkpoints.restore_model(step, abstract)
-        _check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
+        check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
         return LanguageModel(model, own)
 
 
-def _check_finite(model: GPT2, what: str) -> None:
+def model_of(groups: dict[str, Any]) -> GPT2Config:
+    """The sizes in the config of a checkpoint; of other groups an earlier version may have allowed what is refused now.
+
+    Raises:
+      InputError: sizes of no model.
+    """
+    return Config.from_dict({"model": groups.get("model", {})}).model
+
+
+def check_finite(model: GPT2, what: str) -> None:
+    """Raises `InputError` naming the parameter with a number that is not finite, of a model that `what` names."""
     finite = jax.jit(lambda model: jax.tree.map(lambda x: jnp.isfinite(x).all(), model))(model)
     for path, is_finite in jax.tree_util.tree_flatten_with_path(finite)[0]:
         if not is_finite:
@@ -141,8 +150,12 @@ def _check_finite(model: GPT2, what: str) -> None:
             )
 
 
-def _fetch(name: str, revision: str | None) -> Path:
-    """The folder of a hub id's files, fetched or from the cache."""
+def fetch(name: str, revision: str | None) -> Path:
+    """The folder of a hub id's files, fetched or from the cache.
+
+    Raises:
+      InputError: it is no hub id, or cannot be fetched.
+    """
     if not tokenizer_files.HUB_ID.fullmatch(name):
         raise InputError(
             f"there is no folder or file {shown(name)}; give the workdir of a training run, a folder with GPT-2's "

@@ -175,6 +175,11 @@ class Tokenizer:
         names = {name[2:-2]: i for name, i in self._special.items() if name != END_OF_TEXT}
         return {name: i for name, i in names.items() if control_code(name) in self._special}
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether all entries of `other` have the same ids here; there may be more after them."""
+        mine, theirs = self._tokenizer.get_vocab(), other._tokenizer.get_vocab()
+        return self.kind == other.kind and mine.items() >= theirs.items()
+
     def decode(self, tokens: Sequence[int] | np.ndarray, *, skip_special: bool = True) -> str:
         """The text of `tokens` (any integer sequence or array [T]); bytes that are not UTF-8 become U+FFFD."""
         return self._join(tokens, skip_special).decode(errors="replace")

@@ -14,7 +14,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.data import dataset
 from gpt2_jax.data.filling import open_fillers
 from gpt2_jax.data.layout import Progress
-from gpt2_jax.data.prepare import encoding_of, with_control_codes
+from gpt2_jax.data.prepare import encoding_of, named_tokenizer, with_control_codes
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.data.rows import Rows
 from gpt2_jax.data.sources import open_source
@@ -22,7 +22,6 @@ from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.together import prepare_together
 from gpt2_jax.errors import InputError, shown
 from gpt2_jax.tokenizer import Tokenizer
-from gpt2_jax.tokenizer_files import load
 
 
 class Batches(Protocol):
@@ -73,7 +72,7 @@ class Corpus:
         return {"position": position.tolist(), "fingerprints": dict(self.fingerprints)}
 
 
-def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress) -> Corpus:
+def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress, start: Tokenizer | None = None) -> Corpus:
     """Prepares the tokens, or gets ready to stream them, as `config.data.road` says.
 
     Args:
@@ -81,6 +80,7 @@ def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress) -> Corp
       folder: of prepared tokens; streamed ones are kept there if `config.data.fill_prepared`.
       rows: of every batch, those of this process.
       say: is told in one line what happens.
+      start: the tokenizer of the model that the run starts from.
 
     Raises:
       InputError: bad data options, or a corpus that cannot be read as they say.
@@ -94,8 +94,9 @@ def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress) -> Corp
         "seed": config.training.seed,
     }
     if config.data.road == "stream":
-        return _streamed(config, folder, options, say)
-    prepared = prepare_together(config.data, folder, jax.process_index(), jax.process_count(), progress=say)
+        return _streamed(config, folder, options, say, start)
+    process = jax.process_index(), jax.process_count()
+    prepared = prepare_together(config.data, folder, *process, start=start, progress=say)
     tokenizer = next(iter(prepared.values())).tokenizer
 
     def batches(start_step: int, _: Any) -> Batches:
@@ -123,14 +124,14 @@ class Numbered:
         self.of = iter(())
 
 
-def _streamed(config: Config, folder: Path, options: dict[str, Any], say: Progress) -> Corpus:
+def _streamed(config: Config, folder: Path, options: dict[str, Any], say: Progress, start: Tokenizer | None) -> Corpus:
     data, windows = config.data, config.evaluation.windows
     if windows < 1:
         raise InputError(
             "evaluation.windows is 0, the whole split, which data.road=stream never sees; set how many windows of "
             "documents to hold out (--config.evaluation.windows=64)"
         )
-    tokenizer = with_control_codes(data, load(data.tokenizer))
+    tokenizer = with_control_codes(data, named_tokenizer(data, start))
     sources, encodings, held_out = {}, {}, {}
     for name in data.weights:
         source = sources[name] = open_source(data, name)

@@ -111,7 +111,7 @@ def open_fillers(
     with locked(directory, progress):
         for name, folder in folders.items():
             source, layout = sources[name], Layout.by_hash(config, sources[name])
-            if finished(config, name, folder, progress):
+            if finished(config, name, folder, progress, tokenizer):
                 continue
             record = _begun(config, folder, source, tokenizer)
             if record is None:

@@ -26,7 +26,7 @@ from gpt2_jax.data.manifest import (
     unfinished,
     write_file,
 )
-from gpt2_jax.data.options import DataConfig
+from gpt2_jax.data.options import START, DataConfig
 from gpt2_jax.data.prepared import Prepared, hashes_of, load_prepared, sha256_of, shards_of
 from gpt2_jax.data.records import redo
 from gpt2_jax.data.sources import Source, open_source
@@ -37,12 +37,15 @@ from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, control_code, train_bpe, 
 from gpt2_jax.tokenizer_files import load
 
 
-def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = logging.info) -> dict[str, Prepared]:
+def prepare(
+    config: DataConfig, directory: str | Path, *, start: Tokenizer | None = None, progress: Progress = logging.info
+) -> dict[str, Prepared]:
     """Makes the tokens of `config` in `directory`, goes on with them, or finds them done.
 
     Args:
       config: the corpora, their split and their tokenizer.
       directory: a folder for this alone; made if absent. Each corpus of a mixture has a folder of its own in it.
+      start: the tokenizer that `config.tokenizer` means by "start".
       progress: is told in one line what happens.
 
     Returns:
@@ -54,20 +57,25 @@ def prepare(config: DataConfig, directory: str | Path, *, progress: Progress = l
     """
     directory = Path(directory)
     folders = {name: directory / subfolder(config, name) for name in config.weights}
-    if found := _all_finished(config, folders, progress):
+    if found := _all_finished(config, folders, start, progress):
         return found
     for folder in folders.values():
         make_folder(folder)
     with locked(directory, progress) as waited:
-        return (waited and _all_finished(config, folders, progress)) or _prepare(config, folders, progress)
+        found = waited and _all_finished(config, folders, start, progress)
+        return found or _prepare(config, folders, start, progress)
 
 
-def _all_finished(config: DataConfig, folders: dict[str, Path], progress: Progress) -> dict[str, Prepared] | None:
-    found = {name: finished(config, name, folder, progress) for name, folder in folders.items()}
+def _all_finished(
+    config: DataConfig, folders: dict[str, Path], start: Tokenizer | None, progress: Progress
+) -> dict[str, Prepared] | None:
+    found = {name: finished(config, name, folder, progress, start) for name, folder in folders.items()}
     return found if all(found.values()) else None
 
 
-def _prepare(config: DataConfig, folders: dict[str, Path], progress: Progress) -> dict[str, Prepared]:
+def _prepare(
+    config: DataConfig, folders: dict[str, Path], start: Tokenizer | None, progress: Progress
+) -> dict[str, Prepared]:
     names = list(folders)
     sources = {name: open_source(config, name) for name in names}
     with pool(config.workers, sources.values()) as run:
@@ -76,7 +84,7 @@ def _prepare(config: DataConfig, folders: dict[str, Path], progress: Progress) -
         known = {name: Layout.of_record(config, sources[name], records[name]) for name in todo}
         layouts = {name: known[name] or lay_out(config, sources[name], run, progress) for name in todo}
         begun = [folders[name] for name in names if records[name]]
-        tokenizer = load(begun[0] / "tokenizer.json") if begun else shared_tokenizer(config, layouts, progress)
+        tokenizer = load(begun[0] / "tokenizer.json") if begun else shared_tokenizer(config, layouts, progress, start)
         for name in todo:
             record = records[name] or begin(folders[name], config, layouts[name], tokenizer)
             _finish(folders[name], config, layouts[name], tokenizer, record, run, progress)
@@ -91,7 +99,9 @@ def subfolder(config: DataConfig, name: str) -> str:
     return "" if len(config.weights) == 1 else name.replace("/", "--")
 
 
-def shared_tokenizer(config: DataConfig, layouts: dict[str, Layout], progress: Progress) -> Tokenizer:
+def shared_tokenizer(
+    config: DataConfig, layouts: dict[str, Layout], progress: Progress, start: Tokenizer | None = None
+) -> Tokenizer:
     """The tokenizer of all corpora, trained on the training texts if it has to be."""
 
     def texts(splits: Sequence[str]) -> Iterator[str]:
@@ -104,8 +114,24 @@ def shared_tokenizer(config: DataConfig, layouts: dict[str, Layout], progress: P
     elif config.tokenizer == "characters":
         tokenizer = train_characters(texts(SPLITS))
     else:
-        tokenizer = load(config.tokenizer)
+        tokenizer = named_tokenizer(config, start)
     return with_control_codes(config, tokenizer)
+
+
+def named_tokenizer(config: DataConfig, start: Tokenizer | None) -> Tokenizer:
+    """The tokenizer that `config.tokenizer` names, which is `start` or lies somewhere.
+
+    Raises:
+      InputError: there is none such.
+    """
+    if config.tokenizer != START:
+        return load(config.tokenizer)
+    if start is None:
+        raise InputError(
+            "data.tokenizer is 'start', which only a run with finetune.start has; give a tokenizer.json, a folder or a "
+            "hub id"
+        )
+    return start
 
 
 def with_control_codes(config: DataConfig, tokenizer: Tokenizer) -> Tokenizer:
@@ -184,8 +210,10 @@ def write_part(folder: Path, task: Task) -> dict[str, Any]:
     return encode_part(task, functools.partial(write_file, folder))
 
 
-def finished(config: DataConfig, name: str, folder: Path, progress: Progress) -> Prepared | None:
-    """What `folder` holds, if it is finished.
+def finished(
+    config: DataConfig, name: str, folder: Path, progress: Progress, start: Tokenizer | None = None
+) -> Prepared | None:
+    """What `folder` holds, if it is finished; `start` as of `prepare`.
 
     Raises:
       InputError: it is damaged, of another corpus or of other options. A corpus that is gone from here counts as the
@@ -202,9 +230,11 @@ def finished(config: DataConfig, name: str, folder: Path, progress: Progress) ->
             return None
 
     changed = changes(prepared.manifest, config, name, fingerprint)
-    if not changed and config.tokenizer not in ("bpe", "characters") and Path(config.tokenizer).expanduser().exists():
-        same = with_control_codes(config, load(config.tokenizer)).to_json() == prepared.tokenizer.to_json()
-        changed = "" if same else f"the tokenizer at {config.tokenizer} changed"
+    at_hand = start is not None if config.tokenizer == START else Path(config.tokenizer).expanduser().exists()
+    if not changed and config.tokenizer not in ("bpe", "characters") and at_hand:
+        same = with_control_codes(config, named_tokenizer(config, start)).to_json() == prepared.tokenizer.to_json()
+        where = "of the start" if config.tokenizer == START else f"at {config.tokenizer}"
+        changed = "" if same else f"the tokenizer {where} changed"
     if changed:
         raise InputError(f"{folder} holds tokens of another corpus: {changed}; {redo(folder)}")
     prepared.verify(changed_only=True, progress=progress)

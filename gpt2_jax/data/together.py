@@ -15,6 +15,7 @@ from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.prepare import prepare, subfolder
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.errors import InputError
+from gpt2_jax.tokenizer import Tokenizer
 
 BEAT = 2.0  # seconds between signs of life
 PATIENCE = 120.0  # seconds without one, after which the others stop
@@ -27,12 +28,13 @@ def prepare_together(
     process_index: int,
     process_count: int,
     *,
+    start: Tokenizer | None = None,
     progress: Progress = logging.info,
 ) -> dict[str, Prepared]:
     """`prepare` by process 0; the others wait until it is done, and stop when it fails or falls silent.
 
     Args:
-      config, directory, progress: as of `prepare`; all processes see the same directory.
+      config, directory, start, progress: as of `prepare`; all processes see the same directory.
       process_index, process_count: which of the run's processes this is, of how many.
 
     Raises:
@@ -42,12 +44,14 @@ def prepare_together(
     manifests = [directory / subfolder(config, name) / "manifest.json" for name in config.weights]
     if process_count > 1 and not all(path.exists() for path in manifests):
         if process_index == 0:
-            return _prepare_watched(config, directory, progress)
+            return _prepare_watched(config, directory, start, progress)
         _wait(directory, manifests)
-    return prepare(config, directory, progress=progress)
+    return prepare(config, directory, start=start, progress=progress)
 
 
-def _prepare_watched(config: DataConfig, directory: Path, progress: Progress) -> dict[str, Prepared]:
+def _prepare_watched(
+    config: DataConfig, directory: Path, start: Tokenizer | None, progress: Progress
+) -> dict[str, Prepared]:
     """`prepare` with signs of life in a file, whose last one says what went wrong."""
     make_folder(directory)
     stop = threading.Event()
@@ -61,7 +65,7 @@ def _prepare_watched(config: DataConfig, directory: Path, progress: Progress) ->
     beating = threading.Thread(target=beat, daemon=True)
     beating.start()
     try:
-        found = prepare(config, directory, progress=progress)
+        found = prepare(config, directory, start=start, progress=progress)
     except BaseException as error:
         stop.set()
         beating.join()

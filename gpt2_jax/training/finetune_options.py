@@ -1,4 +1,4 @@
-"""The options of fine-tuning: which parameters a run trains, and how fast."""
+"""The options of fine-tuning: what a run starts from, which parameters it trains, and how fast."""
 
 import dataclasses
 import re
@@ -8,11 +8,15 @@ from gpt2_jax.errors import InputError, check, one_line, shown
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
-    """Which parameters are trained, and how fast; all of them alike by default.
+    """What the first parameters are, which of them are trained, and how fast; by default new ones, all of them alike.
 
     Parameters have names such as "h.attn.c_attn.kernel"; the blocks are stacked, so that a name is that of all layers.
 
     Attributes:
+      start: what the run starts from: a folder or file of GPT-2's weights, a hub id ("openai-community/gpt2", with "@"
+        and a branch, tag or commit after it to pin it), or the workdir of a run ("runs/mine", with "@best", "@latest"
+        or "@1000" after it; the best by validation loss if there is one, else the latest). "" is from scratch. The
+        model's sizes are the start's, and so is the tokenizer with `data.tokenizer="start"`.
       train: regular expression searched in parameter names: those found are trained, all others stay as they are, need
         no gradient and no optimizer state; "" trains all.
       freeze: the same of those that are not trained, also where `train` finds them; "" freezes none.
@@ -23,6 +27,7 @@ class FinetuneConfig:
         block; `ln_f` and an output layer of its own, above the highest, have the whole rate. 1 is off.
     """
 
+    start: str = ""
     train: str = ""
     freeze: str = ""
     freeze_layers: int = 0

@@ -26,7 +26,8 @@ class Program:
       mesh: of all devices.
       model: the config's, with the attention engine chosen.
       trained_parameters: how many are, those of layers that are frozen within a stack among them.
-      init: makes a fresh state; `shapes` and `shardings` are those of its result.
+      init: makes a fresh state, of the parameters of a model if it is given one.
+      shapes, shardings: of a state.
       train_step: donates the state.
       eval_step: sums over a batch.
     """
@@ -34,7 +35,7 @@ class Program:
     mesh: Mesh
     model: GPT2Config
     trained_parameters: int
-    init: Callable[[], TrainState]
+    init: Callable[..., TrainState]
     shapes: TrainState
     shardings: TrainState
     train_step: jax.stages.Wrapped

@@ -24,7 +24,9 @@ from gpt2_jax.training import metrics
 from gpt2_jax.training.accounting import ALIVE
 from gpt2_jax.training.changes import differences
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
+from gpt2_jax.training.early_stopping import EarlyStopping
 from gpt2_jax.training.program import Program, eval_batch_size
+from gpt2_jax.training.start import Start, find_start
 from gpt2_jax.training.step import TrainState
 
 
@@ -36,6 +38,7 @@ class Run:
       config: with the vocabulary's size filled in.
       corpus: tokens and tokenizer.
       program: what is jitted, and the mesh of all devices.
+      start: whose parameters the first ones are; None: they are drawn.
       train_step, eval_step: those of the program, with the mesh in force.
       say: prints a line above the progress bar, on the first process.
     """
@@ -43,6 +46,7 @@ class Run:
     config: Config
     corpus: Corpus
     program: Program
+    start: Start | None
     train_step: Callable
     eval_step: Callable
     say: Callable[[str], None]
@@ -58,21 +62,29 @@ class Run:
             )
         say = tqdm.write if jax.process_index() == 0 else lambda _: None
         mesh = make_mesh(unbound.mesh)
-        corpus = open_corpus(unbound, data_folder(unbound, workdir), rows_of(mesh, jax.process_index()), say)
-        config = bind_vocabulary(options, len(corpus.tokenizer))
+        start, own_tokenizer, entries = find_start(unbound, workdir), None, 0
+        if start is not None:
+            options, own_tokenizer, entries = start.sized(options), start.tokenizer, start.config.vocab_size
+            unbound = Config.from_dict(options)
+        rows = rows_of(mesh, jax.process_index())
+        corpus = open_corpus(unbound, data_folder(unbound, workdir), rows, say, own_tokenizer)
+        if start is not None:
+            start.check_fits(corpus.tokenizer, unbound.data.tokenizer)
+        config = bind_vocabulary(options, max(len(corpus.tokenizer), entries))
         corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         program = Program.of(config, mesh)
         return cls(
             config=config,
             corpus=corpus,
             program=program,
+            start=start,
             train_step=on_mesh(mesh, program.train_step),
             eval_step=on_mesh(mesh, program.eval_step),
             say=say,
         )
 
     def first_state(self, checkpoints: Checkpoints) -> TrainState:
-        """Where the parameters come from, in this order: 1. resume a checkpoint, 2. start from scratch."""
+        """Where the parameters come from, in this order: 1. resume, 2. fine-tune a model, 3. start from scratch."""
         if not checkpoints.steps:
             return self.fresh_state()
         step = checkpoints.find_to_go_on(self.tell)
@@ -87,8 +99,13 @@ class Run:
         return state
 
     def fresh_state(self) -> TrainState:
-        """The state that the seed says."""
-        return jax.jit(self.program.init, out_shardings=self.program.shardings)()
+        """The state that the seed says, of the parameters of `start` if there is one."""
+        init, shardings = self.program.init, self.program.shardings
+        if self.start is None:
+            return jax.jit(init, out_shardings=shardings)()
+        self.say(f"fine-tuning starts from {self.start.name}")
+        model = self.start.load(self.program.model, self.program.mesh)
+        return jax.jit(init, out_shardings=shardings, donate_argnums=0)(model)
 
     def restored(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """The state of a checkpoint."""
@@ -98,6 +115,12 @@ class Run:
         """This process's rows of the training batches, from `step` on."""
         streamed = self.config.data.road == "stream" and step in checkpoints.steps
         return self.corpus.batches(step, checkpoints.read_stream(step) if streamed else None)
+
+    def early_stopping(self, step: int, checkpoints: Checkpoints) -> EarlyStopping:
+        """What is known of the validation losses at `step`, where the run begins or goes on."""
+        again = step == 0 or step not in checkpoints.steps  # at step 0 everything is measured again
+        saved = None if again else checkpoints.read_evaluations(step)
+        return EarlyStopping.of(self.config.evaluation.patience, saved)
 
     def validate(self, state: TrainState, writer: MetricWriter) -> float:
         """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
@@ -170,10 +193,17 @@ class Run:
             writer.write_texts(int(state.step), {"sample": text})
             self.say(f"--- sample at step {int(state.step)} ---\n{text}\n---")
 
-    def save(self, state: TrainState, checkpoints: Checkpoints, val_loss: float | None, batches: Batches) -> None:
+    def save(
+        self,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        val_loss: float | None,
+        batches: Batches,
+        stopping: EarlyStopping,
+    ) -> None:
         """Starts a checkpoint; one without a validation loss is never the best."""
-        stream = self.corpus.saved(batches)
-        checkpoints.save(state, self.config.to_dict(), self.corpus.tokenizer.to_json(), val_loss, stream)
+        config, tokenizer = self.config.to_dict(), self.corpus.tokenizer.to_json()
+        checkpoints.save(state, config, tokenizer, val_loss, self.corpus.saved(batches), stopping.saved())
 
     def tell_of(self, counts: Mapping[str, int]) -> None:
         """Says how many documents were read for this process's batches and how many left out, if any were."""

@@ -33,14 +33,18 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-    config: GPT2Config, tx: optax.GradientTransformation, seed: int, finetune: FinetuneConfig = ALL
+    config: GPT2Config,
+    tx: optax.GradientTransformation,
+    seed: int,
+    finetune: FinetuneConfig = ALL,
+    model: GPT2 | None = None,
 ) -> TrainState:
     """A fresh state; call it inside jit with out_shardings so that it is born sharded.
 
-    The optimizer's part is of the parameters that are trained.
+    Its parameters are those of `model`, or else drawn. The optimizer's part is of those that are trained.
     """
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
-    model = GPT2(config, init_key)
+    model = GPT2(config, init_key) if model is None else model
     key = jax.random.key_data(dropout_key)
     trained, _ = split(model, finetune)
     return TrainState(jnp.zeros((), jnp.int32), model, tx.init(trained), key, GuardState.fresh())
