@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from gpt2_jax import lora
 from gpt2_jax.errors import InputError
 from gpt2_jax.generation import beam, contrastive, sampler, stopping
 from gpt2_jax.generation.options import DEFAULTS, Options, parse
@@ -53,13 +54,14 @@ class LanguageModel:
     """A model that speaks.
 
     Attributes:
-      model: `lm.model(tokens int [B, T]) -> logits float32 [B, T, V]`; its blocks are unstacked. Or a `mixing.Mix`.
+      model: `lm.model(tokens int [B, T]) -> logits float32 [B, T, V]`; its blocks are unstacked and adapters merged. Or
+        a `mixing.Mix`.
       tokenizer: text to ids and back.
       config: the model's `GPT2Config`.
     """
 
     def __init__(self, model: GPT2, tokenizer: Tokenizer):
-        self.model = unstack(model) if isinstance(model, GPT2) else model
+        self.model = unstack(lora.merge(model)) if isinstance(model, GPT2) else model
         self.tokenizer = tokenizer
         self.config: GPT2Config = model.config
 

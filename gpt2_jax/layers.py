@@ -1,8 +1,10 @@
 """The layers that GPT-2 is built of, as XLA runs them fast on CPU too, in Flax NNX.
 
-Axes: C width, I input, O output, N rows (all leading axes together).
+Axes: C width, I input, O output, R rank of an adapter, N rows (all leading axes together).
 """
 
+import dataclasses
+import zlib
 from typing import Any
 
 import jax
@@ -73,7 +75,40 @@ def drop(x: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-class Linear(nnx.Module):
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What of a low-rank adapter is not learnt: the factor of its product, and the dropout before it."""
+
+    scale: float
+    dropout: float = 0.0
+
+
+class Adaptable(nnx.Module):
+    """A linear layer to which lora.py may attach an adapter, lora_a [I, R] and lora_b [R, *O] (Hu et al., 2021)."""
+
+    adapter: Adapter | None = None
+
+    def adapted(self, y: jax.Array, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """The layer's own y [..., *O] of x [..., I], and what an adapter adds; `key` is of its dropout."""
+        if self.adapter is None:
+            return y
+        if key is not None:
+            key = jax.random.fold_in(key, zlib.crc32(self.name.encode()))  # a block's layers share its key
+        a, b = self.lora_a[...].astype(self.dtype), self.lora_b[...].astype(self.dtype)
+        low = as_rows(dropout(x, self.adapter.dropout, key)) @ a * self.adapter.scale  # [N, R]
+        if b.ndim > 2 and ways("model") > 1:  # as in Linear
+            return y + jnp.einsum("...r,rko->...ko", low, b).reshape(y.shape)
+        return y + (low @ b.reshape(len(b), -1)).reshape(y.shape)
+
+    def product(self) -> jax.Array:
+        """What the adapter adds to the kernel [I, *O], float32; of a stack, to [L, I, *O]."""
+        a, b = self.lora_a[...], self.lora_b[...]
+        matrices = b.reshape(*a.shape[:-2], a.shape[-1], -1)
+        matrices = jnp.matmul(a, matrices, precision=jax.lax.Precision.HIGHEST)
+        return self.adapter.scale * matrices.reshape(*a.shape[:-1], *b.shape[a.ndim - 1 :])
+
+
+class Linear(Adaptable):
     """`x @ kernel + bias` over the last axis, kernel [I, *O]; the product sees two dimensions, 1.45x faster on CPU.
 
     `name` is that of a stack of these in a model, by which partitions.py knows the kernel.
@@ -85,7 +120,10 @@ class Linear(nnx.Module):
         self.dtype = dtype
         self.name = name
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self.adapted(self._base(x), x, key)
+
+    def _base(self, x: jax.Array) -> jax.Array:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         rows, spec = as_rows(x), P(*spec_of(f"{self.name}.kernel")[1:])
         if kernel.ndim > 2 and ways("model") > 1:
@@ -97,7 +135,7 @@ class Linear(nnx.Module):
         return add_row(rows @ matrix, bias.reshape(-1)).reshape(*x.shape[:-1], *bias.shape)
 
 
-class TransposedLinear(nnx.Module):
+class TransposedLinear(Adaptable):
     """A `Linear` for decoding: its kernel is stored as `weight` [*O, I].
 
     Few rows are multiplied from the right, `weight @ x.T`: XLA on CPU then packs the rows, and reads each weight once
@@ -108,8 +146,14 @@ class TransposedLinear(nnx.Module):
         self.weight = nnx.Param(jnp.moveaxis(linear.kernel[...], 0, -1))
         self.bias = nnx.Param(linear.bias[...])
         self.dtype = linear.dtype
+        self.name = linear.name
+        if linear.adapter is not None:
+            self.adapter, self.lora_a, self.lora_b = linear.adapter, linear.lora_a, linear.lora_b
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self.adapted(self._base(x), x, key)
+
+    def _base(self, x: jax.Array) -> jax.Array:
         weight, bias = self.weight[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         rows, weight = x.reshape(-1, x.shape[-1]), weight.reshape(-1, x.shape[-1])  # [N, I], [O, I]
         if len(rows) < MANY_ROWS:

@@ -33,6 +33,8 @@ from gpt2_jax.layers import (
 from gpt2_jax.model_config import ACTIVATIONS, DTYPES, REMAT_POLICIES, GPT2Config
 from gpt2_jax.partitions import constrain, scattered, spec_of
 
+LINEARS = (("attn", "c_attn"), ("attn", "c_proj"), ("mlp", "c_fc"), ("mlp", "c_proj"))  # of a block
+
 
 class Attention(nnx.Module):
     """Causal self-attention; `c_attn` makes queries, keys and values in one product."""
@@ -50,10 +52,10 @@ class Attention(nnx.Module):
         config = self.config
         B, T, C = x.shape
         keys = (None, None) if key is None else jax.random.split(key)
-        heads = self.c_attn(x).reshape(B, T, 3, config.n_head, config.head_size)
+        heads = self.c_attn(x, key).reshape(B, T, 3, config.n_head, config.head_size)
         q, k, v = jnp.unstack(heads.transpose(2, 0, 3, 1, 4))  # [B, H, T, K]
         y, kept = attention(q, k, v, keys[0])
-        y = self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C))
+        y = self.c_proj(y.transpose(0, 2, 1, 3).reshape(B, T, C), key)
         return dropout(y, config.resid_pdrop, keys[1]), kept
 
 
@@ -68,8 +70,8 @@ class MLP(nnx.Module):
         self.config = config
 
     def __call__(self, x, key=None):
-        x = ACTIVATIONS[self.config.activation_function](self.c_fc(x))
-        return dropout(self.c_proj(x), self.config.resid_pdrop, key)
+        x = ACTIVATIONS[self.config.activation_function](self.c_fc(x, key))
+        return dropout(self.c_proj(x, key), self.config.resid_pdrop, key)
 
 
 class Block(nnx.Module):
@@ -318,8 +320,8 @@ def unstack(model: GPT2) -> GPT2:
 
 
 def _for_decoding(block: Block) -> Block:
-    for part, name in ((block.attn, "c_attn"), (block.attn, "c_proj"), (block.mlp, "c_fc"), (block.mlp, "c_proj")):
-        setattr(part, name, TransposedLinear(getattr(part, name)))
+    for part, name in LINEARS:
+        setattr(getattr(block, part), name, TransposedLinear(getattr(getattr(block, part), name)))
     return block
 
 

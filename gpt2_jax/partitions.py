@@ -32,6 +32,12 @@ RULES = (
     (r"h\.mlp\.c_fc\.kernel$", P(None, SHARDS, "model")),  # [L, C, n_inner]
     (r"h\.mlp\.c_fc\.bias$", P(None, "model")),  # [L, n_inner]
     (r"h\.\w+\.c_proj\.kernel$", P(None, "model", SHARDS)),  # [L, C or n_inner, C]
+    # Adapters as their kernels, of which a rank is in no parts.
+    (r"h\.(attn\.c_attn|mlp\.c_fc)\.lora_a$", P(None, SHARDS)),  # [L, C, R]
+    (r"h\.attn\.c_attn\.lora_b$", P(None, None, None, "model")),  # [L, R, 3, C]
+    (r"h\.mlp\.c_fc\.lora_b$", P(None, None, "model")),  # [L, R, n_inner]
+    (r"h\.\w+\.c_proj\.lora_a$", P(None, "model")),  # [L, C or n_inner, R]
+    (r"h\.\w+\.c_proj\.lora_b$", P(None, None, SHARDS)),  # [L, R, C]
     (r"<batch>", P(ROWS)),  # [B, ...]
     (r"<stream>", P(ROWS, "sequence")),  # [B, T, C], between the blocks
     (r"<queries>", P(ROWS, "model", "sequence")),  # [B, H, T, K]

@@ -18,7 +18,7 @@ from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.resizing import resize
-from gpt2_jax.tensor_files import writing
+from gpt2_jax.tensor_files import make_folder, writing
 from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
 
 # Fields of GPT-2's config.json: those of GPT2Config that it has, too, in the order of the class.
@@ -196,10 +196,7 @@ def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetens
     if not isinstance(lm.model, GPT2):
         raise InputError("a mix of models has no file format; save its models one by one")
     folder = Path(path).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"could not make the folder {folder}: {error.strerror}; give another") from None
+    make_folder(folder)
     end = {"bos_token_id": lm.tokenizer.end_of_text, "eos_token_id": lm.tokenizer.end_of_text}
     others = {
         "config.json": _json(_config_json(lm)),

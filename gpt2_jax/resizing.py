@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gpt2_jax import lora
 from gpt2_jax.errors import InputError
 from gpt2_jax.model import GPT2, model_of_shapes, parameter_name
 
@@ -18,10 +19,12 @@ def resize(model: GPT2, *, vocab_size: int | None = None, n_positions: int | Non
     past `n_positions`.
 
     Raises:
-      InputError: a longer context, for which nothing was learned, a size below 1, or a mix of models.
+      InputError: a longer context, for which nothing was learned, a size below 1, a model with adapters, or a mix of
+        models.
     """
     if not isinstance(model, GPT2):
         raise InputError("a mix of models has no size of its own; resize its models, then mix them")
+    lora.check_bare(model)
     old, sizes = model.config, {"vocab_size": vocab_size, "n_positions": n_positions}
     config = dataclasses.replace(old, **{name: size for name, size in sizes.items() if size is not None})
     if config.n_positions > old.n_positions:

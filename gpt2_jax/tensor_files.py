@@ -272,6 +272,14 @@ def write_msgpack(file: Path, tensors: Iterable[str], read: Callable[[str], np.n
         write(stream, tree)
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder to write in, if it is absent; raises `InputError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"could not make the folder {folder}: {error.strerror}; give another") from None
+
+
 class writing:
     """A file that appears complete or not at all: `with writing(path) as stream`.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from gpt2_jax import json_files
+from gpt2_jax import json_files, lora
 from gpt2_jax.errors import InputError, shown
 from gpt2_jax.model import GPT2, model_of_shapes, parameter_name, unstack
 from gpt2_jax.model_config import GPT2Config
@@ -173,7 +173,7 @@ def save(model: GPT2, folder: Path, format: Format) -> Path:
     """
     if format not in FILES:
         raise InputError(f"format is {format!r}; it must be one of {', '.join(FILES)}")
-    model, config = unstack(model), model.config
+    model, config = unstack(lora.merge(model)), model.config
     leaves = {}  # the name here of each kernel is that of the stacked model
     for path, leaf in jax.tree_util.tree_flatten_with_path(model)[0]:
         name = parameter_name(path)

@@ -35,12 +35,48 @@ class FinetuneConfig:
 
     def __post_init__(self):
         for name in ("train", "freeze"):
-            try:
-                re.compile(getattr(self, name))
-            except re.error as error:
-                raise InputError(
-                    f"finetune.{name} is {shown(getattr(self, name))}; it must be a regular expression "
-                    f"({one_line(error)})"
-                ) from None
+            _check_pattern(f"finetune.{name}", getattr(self, name))
         check(self.freeze_layers >= 0, "finetune.freeze_layers", self.freeze_layers, "0 (none) or more")
         check(0 < self.layer_decay <= 1, "finetune.layer_decay", self.layer_decay, "in (0, 1]; 1 is off")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al., 2021): of the start's kernels only a product A B that is added to them is trained.
+
+    Attributes:
+      rank: of the products; 0 trains the parameters themselves.
+      alpha: the product is multiplied by alpha / rank.
+      dropout: of what goes into the product.
+      targets: regular expression searched in the names of the blocks' linear layers, h.attn.c_attn, h.attn.c_proj,
+        h.mlp.c_fc and h.mlp.c_proj: those found get an adapter.
+      rslora: alpha over the root of the rank instead, rank-stabilised (Kalajdzievski, 2023).
+      also_train: regular expression searched in parameter names such as "wte.embedding": those found are trained whole,
+        beside the adapters; "" is none. PEFT has them as `modules_to_save`.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = r"attn\.c_attn"
+    rslora: bool = False
+    also_train: str = ""
+
+    def __post_init__(self):
+        check(self.rank >= 0, "lora.rank", self.rank, "0 (no adapters) or more")
+        check(0 < self.alpha < float("inf"), "lora.alpha", self.alpha, "above 0, and finite")
+        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
+        for name in ("targets", "also_train"):
+            _check_pattern(f"lora.{name}", getattr(self, name))
+
+    @property
+    def scale(self) -> float:
+        """The factor of the products."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+def _check_pattern(option: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{option} is {shown(pattern)}; it must be a regular expression ({one_line(error)})") from None
