@@ -25,12 +25,16 @@ READ_AHEAD = 256  # rows
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What `datasets.load_dataset` opens: a hub id, or a folder with a copy; "" is the default of each."""
+    """What `datasets.load_dataset` opens: a hub id, or a folder with a copy; "" is the default of each.
+
+    `option` is what errors tell to use for a copy.
+    """
 
     path: str
     subset: str
     split: str
     revision: str
+    option: str = "--config.data.paths"
 
     @property
     def local(self) -> bool:
@@ -50,6 +54,7 @@ class HubShard:
       dataset: which; `index` of `shards`.
       config: with the columns' names filled in.
       assemble: makes the rows of documents from those of the dataset, a name of `assemblers.ASSEMBLERS`, or "".
+      columns: that `rows` reads, those that are there; none are those of documents.
     """
 
     name: str
@@ -58,6 +63,7 @@ class HubShard:
     shards: int
     config: DataConfig
     assemble: str = ""
+    columns: tuple[str, ...] = ()
 
     def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
         rows = self.rows(start)
@@ -95,7 +101,7 @@ class HubShard:
                 if failures > self.config.retries:
                     raise InputError(
                         f"{self.name} failed at row {row}, {failures} times in a row, at last with {reason}; what was "
-                        "done is kept: run again when the source is back, or give a copy of it (--config.data.paths)"
+                        f"done is kept: run again when the source is back, or give a copy of it ({self.dataset.option})"
                     ) from None
                 pause = FIRST_PAUSE * 2 ** (failures - 1)
                 logging.warning("%s failed at row %d (%s): asking again in %g s", self.name, row, reason, pause)
@@ -114,6 +120,8 @@ class HubShard:
                 yield from records(batch)
 
     def _columns(self, names: list[str]) -> list[str]:
+        if self.columns:
+            return [name for name in names if name in self.columns]
         config, needed = self.config, ASSEMBLERS[self.assemble].needs if self.assemble else ""
         check_key(config.text_key, names, self.name, "text_key")
         for option in ("prompt_key", "control_key"):
@@ -162,13 +170,13 @@ def open_dataset(dataset: Dataset) -> Any:
         if "scripts are no longer supported" in str(error):
             raise InputError(
                 f"{dataset} is made by a script, which is not run; use --config.data.revision=refs/convert/parquet if "
-                "the hub has converted it, or a folder with a copy in parquet or .jsonl (--config.data.paths)"
+                f"the hub has converted it, or a folder with a copy in parquet or .jsonl ({dataset.option})"
             ) from None
         advice = (
             "check the subset, the split, and that its files are whole and laid out as on the hub"
             if dataset.local
             else "check the id, subset and split; without network, give a folder with a copy of it "
-            "(--config.data.paths), or set HF_HOME to a cache that has it"
+            f"({dataset.option}), or set HF_HOME to a cache that has it"
         )
         raise InputError(f"{dataset}, split {dataset.split!r}, cannot be opened ({_reason(error)}); {advice}") from None
 

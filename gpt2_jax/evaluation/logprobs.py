@@ -14,23 +14,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import engines
-from gpt2_jax.errors import InputError
+from gpt2_jax.errors import InputError, check
 from gpt2_jax.generation.sampler import bucket
 from gpt2_jax.language_model import LanguageModel
-from gpt2_jax.model import GPT2, logits_of
+from gpt2_jax.model import GPT2
 
 FEWEST, MOST = 64, 256  # positions whose logits are made at a time; below 256 a product takes longer for each
 AXIS = "rows"  # of the mesh, not the one of training
 
 
-def spread(lm: LanguageModel, devices: Sequence[jax.Device] | None = None) -> LanguageModel:
+def spread(lm: LanguageModel, devices: int | None = None) -> LanguageModel:
     """The same model, whole on each device; those who score with it give each device its share of the rows.
 
     Args:
       lm: on one device.
-      devices: of this process; None is all of them.
+      devices: so many of this process; None is all of them.
+
+    Raises:
+      InputError: there are not so many.
     """
-    devices = jax.local_devices() if devices is None else list(devices)
+    there = jax.local_devices()
+    check(devices is None or 1 <= devices <= len(there), "devices", devices, f"1 to {len(there)}, as many as there are")
+    devices = there[:devices]
     if len(devices) == 1:
         return LanguageModel(jax.device_put(lm.model, devices[0]), lm.tokenizer)
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -115,9 +120,8 @@ def _log_probabilities(model: GPT2, tokens: jax.Array, mask: jax.Array, mesh: Me
 
 def _on_device(platform: str, model: GPT2, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
-    x = _with_engine(model, platform, inputs.shape[1]).hidden(inputs).reshape(-1, model.config.n_embd)  # [N, C]
-    _, table = model.head_table()
-    table = table.astype(x.dtype)
+    x = _with_engine(model, platform, inputs.shape[1]).hidden(inputs)
+    x = x.reshape(-1, x.shape[-1])  # [N, C]
     N, K = len(x), min(len(x), max(FEWEST, min(MOST, inputs.shape[1])))
     # Only states that count get logits, K at a time: as many turns as there are such, whatever rows they are in.
     places = jnp.nonzero(mask.reshape(-1), size=-(-N // K) * K, fill_value=N)[0]
@@ -125,7 +129,7 @@ def _on_device(platform: str, model: GPT2, tokens: jax.Array, mask: jax.Array) -
     def turn(i: jax.Array, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         at = jax.lax.dynamic_slice_in_dim(places, i * K, K)
         here = jnp.minimum(at, N - 1)
-        logits = logits_of(model.config, table, x[here])  # [K, V]
+        logits = model.head(x[here])  # [K, V]
         chosen = jnp.take_along_axis(logits, targets[here][:, None], axis=1)[:, 0]
         logprobs, greedy = found
         logprobs = logprobs.at[at].set(chosen - jax.nn.logsumexp(logits, axis=-1), mode="drop")
@@ -137,7 +141,9 @@ def _on_device(platform: str, model: GPT2, tokens: jax.Array, mask: jax.Array) -
 
 
 def _with_engine(model: GPT2, platform: str, T: int) -> GPT2:
-    """The model with the attention that is the best for a platform, whatever it was trained with."""
+    """The model with the attention that is the best for a platform, whatever it was trained with; a mix as it is."""
+    if not isinstance(model, GPT2):
+        return model
     platform = "gpu" if platform == "cuda" else platform
     config = dataclasses.replace(model.config, attention="auto", attn_pdrop=0.0)
     copy = jax.tree.unflatten(jax.tree.structure(model), jax.tree.leaves(model))

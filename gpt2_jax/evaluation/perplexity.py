@@ -225,13 +225,16 @@ class _Partial:
         content = json.dumps({**self.identity, "sums": dataclasses.asdict(sums)}, indent=1)
         temporary = self.file.with_name(f"{self.file.name}.writing")
         try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("w", encoding="utf-8") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(self.file)
         except OSError as error:
-            raise InputError(f"{self.file} cannot be written ({error.strerror}); give a folder with room") from None
+            raise InputError(
+                f"{self.file} cannot be written ({error.strerror}); give a file in a folder with room"
+            ) from None
         self.written = time.monotonic()
 
 

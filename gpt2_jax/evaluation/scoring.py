@@ -8,6 +8,7 @@ import numpy as np
 from gpt2_jax.errors import InputError
 from gpt2_jax.evaluation.logprobs import in_batches
 from gpt2_jax.language_model import LanguageModel
+from gpt2_jax.tokenizer import Tokenizer
 
 Pair = tuple[Sequence[int], Sequence[int]]
 
@@ -77,6 +78,18 @@ def score(
         if progress is not None:
             progress(done)
     return results
+
+
+def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
+    """The ids of a text, cut where its continuation begins, as lm-evaluation-harness cuts it.
+
+    White space at the end of the context goes to the continuation, where GPT-2's tokens have it. Both are encoded
+    together, so that a token is what it would be in running text.
+    """
+    start = context.rstrip()
+    continuation = context[len(start) :] + continuation
+    before, whole = tokenizer.encode_batch([start, start + continuation])
+    return np.array(before, np.int32), np.array(whole[len(before) :], np.int32)
 
 
 def _ids(pair: Pair, number: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ import pytest
 from gpt2_jax import InputError, LanguageModel
 from gpt2_jax.evaluation.logprobs import spread
 from gpt2_jax.evaluation.scoring import score
+from gpt2_jax.mixing import mix
 from gpt2_jax.model import GPT2
 
 
@@ -62,7 +63,7 @@ def test_eight_devices_give_the_same(lm, random_pairs):
     everywhere = spread(lm)
     assert len(jax.tree.leaves(everywhere.model)[0].sharding.device_set) == 8
     assert_same(score(everywhere, pairs, batch_size=3), wanted)
-    assert_same(score(spread(lm, jax.devices()[:1]), pairs), wanted)
+    assert_same(score(spread(lm, 1), pairs), wanted)
 
 
 def test_an_untied_bfloat16_model_of_another_engine(lm, tiny):
@@ -77,6 +78,16 @@ def test_an_untied_bfloat16_model_of_another_engine(lm, tiny):
     other = LanguageModel(jax.jit(GPT2, static_argnums=0)(config, jax.random.key(1)), lm.tokenizer)
     logprobs = score(other, [(ids[:1], ids[1:])])[0].logprobs
     np.testing.assert_allclose(logprobs, own(jax.random.key(1)), atol=0.03)
+
+
+def test_a_mix_of_models(lm, random_pairs):
+    pairs = random_pairs(2, seed=5)
+    mixed = mix(lm, expert=lm, alpha=1.0)  # twice the logits
+    for (context, continuation), scored in zip(pairs, score(mixed, pairs)):
+        window = (context or [lm.tokenizer.end_of_text])[-(33 - len(continuation)) :]
+        logits = np.asarray(lm.model(np.array([[*window, *continuation][:-1]]))[0, len(window) - 1 :], np.float64)
+        wanted = jax.nn.log_softmax(2 * logits)[np.arange(len(continuation)), continuation]
+        np.testing.assert_allclose(scored.logprobs, wanted, atol=5e-5)
 
 
 def test_progress_is_told(lm, random_pairs):
@@ -104,6 +115,12 @@ def test_pairs_that_are_none_are_refused(lm, pair, message):
     with pytest.raises(InputError) as caught:
         score(lm, [([1], [2]), pair])
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("devices", [0, 9])
+def test_devices_that_are_not_there_are_refused(lm, devices):
+    with pytest.raises(InputError, match=f"devices is {devices}; it must be 1 to 8, as many as there are"):
+        spread(lm, devices)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 2.0])
