@@ -15,11 +15,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training run, folder
 STEP = flags.DEFINE_string("step", None, "Checkpoint of a run: a step, or 'best'; the latest by default.")
 PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; empty starts a new one.")
 
+JSON = ("sequence_bias", "early_stopping", "exponential_decay_length_penalty", "line_length")
 # How an option is read from the command line; the others are numbers like their defaults.
 READ = {
     **dict.fromkeys(("bad_words_ids", "stop_strings"), flags.DEFINE_multi_string),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "eos_token_id"), flags.DEFINE_multi_integer),
-    **dict.fromkeys(("sequence_bias", "early_stopping"), flags.DEFINE_string),  # JSON
+    **dict.fromkeys(JSON, flags.DEFINE_string),
     **dict.fromkeys(("beyond_context", "negative_prompt", "control", "negative_control"), flags.DEFINE_string),
     **dict.fromkeys(("temperature", "max_time"), flags.DEFINE_float),
 }
@@ -33,13 +34,13 @@ def given_options() -> dict:
     """The options on the command line; without any about the draw, temperature 0.8 and top_p 0.95."""
     values = {field.name: flags.FLAGS[field.name].value for field in Options.fields() if field.name in flags.FLAGS}
     options = {name: value for name, value in values.items() if value is not None}
-    for name in ("sequence_bias", "early_stopping"):
+    for name in JSON:
         if name in options:
             try:
                 options[name] = json.loads(options[name])
             except json.JSONDecodeError:
                 raise gpt2_jax.InputError(
-                    f'{name} is {options[name]!r}; it must be JSON: true, false, "never" or {{" text": 1.5}}'
+                    f'{name} is {options[name]!r}; it must be JSON: true, "never", [40, 0.3] or {{" text": 1.5}}'
                 ) from None
     undirected = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "num_beams"}
     if not (undirected | {"penalty_alpha"}) & options.keys():

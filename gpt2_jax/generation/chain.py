@@ -12,6 +12,7 @@ from gpt2_jax.generation import filters
 from gpt2_jax.generation import logits as controls
 from gpt2_jax.generation.draw import FEW, best_blocks, draw, most_probable, within, without
 from gpt2_jax.generation.filters import BLOCK
+from gpt2_jax.generation.lines import line_length
 from gpt2_jax.generation.logits import LOWEST, History
 from gpt2_jax.generation.sampling import Sampling
 
@@ -56,6 +57,10 @@ def process(
             (s.presence_penalty != 0) | (s.frequency_penalty != 0),
             lambda x: controls.presence_and_frequency_penalty(x, s.presence_penalty, s.frequency_penalty, history),
         ),
+    ]
+    if s.line_length is not None:
+        stages.append((True, lambda x: line_length(x, *s.line_length, history)))
+    stages += [
         (s.no_repeat_ngram_size > 0, lambda x: controls.no_repeat_ngram(x, s.no_repeat_ngram_size, history)),
     ]
     if s.bad_words_ids is not None:
@@ -65,6 +70,9 @@ def process(
         (s.forced_bos_token_id >= 0, lambda x: controls.forced(x, s.forced_bos_token_id, history.new == 0)),
         (s.forced_eos_token_id >= 0, lambda x: controls.forced(x, s.forced_eos_token_id, history.new == limit - 1)),
     ]
+    if s.exponential_decay_length_penalty is not None:
+        start, factor = s.exponential_decay_length_penalty
+        stages.append((True, lambda x: controls.exponential_decay(x, start, factor, end_tokens, history)))
     if s.suppress_tokens is not None:
         stages.append((True, lambda x: controls.ban(x, s.suppress_tokens)))
     if s.begin_suppress_tokens is not None:

@@ -94,6 +94,20 @@ def min_new_tokens(logits: jax.Array, least: jax.Array | int, end_tokens: jax.Ar
     return ban(logits, jnp.where(history.new[:, None] < least, end_tokens, -1))
 
 
+def exponential_decay(
+    logits: jax.Array, start: jax.Array | int, factor: jax.Array | float, end_tokens: jax.Array, history: History
+) -> jax.Array:
+    """Adds |logit| * (factor ** n - 1) to the `end_tokens` (int [E], -1 is none) of rows n new tokens past `start`.
+
+    `exponential_decay_length_penalty` of transformers. What is banned stays so.
+    """
+    past = jnp.maximum(history.new - start, 0)[:, None]
+    own = jnp.take(logits, end_tokens, axis=1, mode="clip")  # [B, E]
+    growth = jnp.minimum(jnp.asarray(factor, jnp.float32) ** past, -LOWEST) - 1
+    raised = jnp.where(own > LOWEST, finite(own + jnp.abs(own) * growth), own)
+    return _scatter(logits, jnp.broadcast_to(end_tokens, raised.shape)).set(raised, mode="drop")
+
+
 def forced(logits: jax.Array, token: jax.Array | int, rows: jax.Array) -> jax.Array:
     """Bans all but `token` in `rows`, bool [B]."""
     only = jnp.where(jnp.arange(logits.shape[1]) == token, 0.0, LOWEST)

@@ -39,9 +39,7 @@ ELSEWHERE = {
             "assistant_lookbehind is_assistant max_matching_ngram_size num_assistant_tokens "
             "num_assistant_tokens_schedule prompt_lookup_num_tokens speculation_type target_lookbehind use_mtp"
         ),
-        "it is not supported": (
-            "dola_layers exponential_decay_length_penalty token_healing top_h watermarking_config generation_kwargs"
-        ),
+        "it is not supported": ("dola_layers token_healing top_h watermarking_config generation_kwargs"),
         "it is bookkeeping, no control": "transformers_version _from_model_config",
     }.items()
     for name in names.split()
@@ -100,6 +98,14 @@ class Options:
 
     control: str | Sequence[str] | None = option(
         None, 'The control code that the text begins with, such as "poetry"; a list has one a prompt.'
+    )
+
+    exponential_decay_length_penalty: Sequence[float] | None = option(
+        None, "(n, factor): after n new tokens the odds of an end grow by the factor with each; below 1 they shrink."
+    )
+    line_length: Sequence[float] | None = option(
+        None,
+        "(characters, strength): with each character of a line a break gets likelier by the strength, in nats.",
     )
 
     num_beams: int = option(1, "Beams of a beam search; 1 is none. With a temperature above 0, beams are sampled.")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpt2_jax.errors import InputError
+from gpt2_jax.generation.lines import line_table
 from gpt2_jax.generation.options import Options
 from gpt2_jax.generation.sampling import SCALARS, Sampling
 from gpt2_jax.model_config import GPT2Config
@@ -75,7 +76,7 @@ def make_request(prompts: Sequence[Prompt], options: Options, tokenizer: Tokeniz
         seeds=_seeds(options.seed, len(rows)),
         end_tokens=end_tokens,
         max_new_tokens=_new_tokens(max(map(len, rows + negative)), options, config.n_positions),
-        sampling=_sampling(options, tokenizer, config.vocab_size),
+        sampling=_sampling(options, tokenizer, config),
     )
 
 
@@ -163,14 +164,17 @@ def _new_tokens(longest: int, options: Options, context: int) -> int:
     return min(DEFAULT_NEW_TOKENS, room) if wanted is None else wanted
 
 
-def _sampling(options: Options, tokenizer: Tokenizer, vocab_size: int) -> Sampling:
+def _sampling(options: Options, tokenizer: Tokenizer, config: GPT2Config) -> Sampling:
     """The settings of a draw, phrases as ids; ids that the model has and the tokenizer has not never come."""
     ids = lambda phrase: tuple(tokenizer.encode(phrase) if isinstance(phrase, str) else phrase)
-    plain = (*SCALARS.keys() - {"temperature"}, "begin_suppress_tokens")
+    others = ("begin_suppress_tokens", "exponential_decay_length_penalty", "line_length")
+    plain = (*SCALARS.keys() - {"temperature"}, *others)
+    vocab_size = config.vocab_size
     return Sampling.of(
         vocab_size,
         temperature=options.drawing_temperature,
         bad_words_ids=[ids(phrase) for phrase in options.bad_words_ids],
+        line_table=None if options.line_length is None else line_table(tokenizer, config.padded_vocab_size),
         sequence_bias={ids(phrase): bias for phrase, bias in (options.sequence_bias or {}).items()},
         suppress_tokens=[*options.suppress_tokens, *range(len(tokenizer), vocab_size)],
         **{name: getattr(options, name) for name in plain},

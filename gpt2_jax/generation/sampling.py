@@ -50,6 +50,8 @@ class Sampling:
       forced_eos_token_id: the last new token, when the limit is reached; -1 is none. It wins where both fall together.
       bad_words_ids: phrases that must not come, int32 [N, M], aligned on the right after -1.
       sequence_bias: such phrases, and what is added to the logits of their last tokens, float32 [N].
+      exponential_decay_length_penalty: after so many new tokens the odds of end tokens grow by this factor a token.
+      line_length: characters of a line, nats a character, and the `lines.line_table` that counts them.
       suppress_tokens: int32 [any], which never come; -1 is none.
       begin_suppress_tokens: int32 [any], which do not come first (after a forced first token).
 
@@ -73,6 +75,8 @@ class Sampling:
     forced_eos_token_id: int | jax.Array = -1
     bad_words_ids: jax.Array | None = None
     sequence_bias: tuple[jax.Array, jax.Array] | None = None
+    exponential_decay_length_penalty: tuple[jax.Array, jax.Array] | None = None
+    line_length: tuple[jax.Array, jax.Array, jax.Array] | None = None
     suppress_tokens: jax.Array | None = None
     begin_suppress_tokens: jax.Array | None = None
 
@@ -97,6 +101,9 @@ class Sampling:
         begin_suppress_tokens: Iterable[int] = (),
         forced_bos_token_id: int | None = None,
         forced_eos_token_id: int | None = None,
+        exponential_decay_length_penalty: tuple[int, float] | None = None,
+        line_length: tuple[float, float] | None = None,
+        line_table: np.ndarray | None = None,
         **scalars: float,
     ) -> "Sampling":
         """The settings from lists of token ids, checked against the vocabulary; empty ones are off.
@@ -106,6 +113,8 @@ class Sampling:
         Args:
           vocab_size: ids are below it.
           sequence_bias: {(id, ...): what is added to the logit of the last}; -inf is a ban.
+          exponential_decay_length_penalty: (new tokens, factor).
+          line_length: (characters, nats a character), counted by `line_table` (lines.py).
 
         Raises:
           InputError: a number out of range, an id outside the vocabulary, an empty phrase, a bias that is no number,
@@ -139,6 +148,8 @@ class Sampling:
             **forced,
             bad_words_ids=_phrases(phrases) if phrases else None,
             sequence_bias=(_phrases(list(biases)), _biases(list(biases.values()))) if biases else None,
+            exponential_decay_length_penalty=_decay(exponential_decay_length_penalty),
+            line_length=_line_length(line_length, line_table),
             **{name: _phrases([(token,) for token in tokens])[:, 0] for name, tokens in lists.items() if tokens},
         )
 
@@ -168,6 +179,39 @@ def _check_bans(
     ):
         if len(banned) == vocab_size:
             raise InputError(f"{names} all {vocab_size} tokens of the vocabulary; leave at least one")
+
+
+def _decay(given: tuple[int, float] | None) -> tuple[np.ndarray, np.ndarray] | None:
+    if given is None:
+        return None
+    start, factor = _pair("exponential_decay_length_penalty", given)
+    if not 0 <= start < 2**31 or start != int(start) or not 0 < factor <= LARGEST:
+        raise InputError(
+            f"exponential_decay_length_penalty is {given}; it must be a whole number of new tokens, 0 or more, and a "
+            "factor above 0: above 1 texts become shorter, such as (20, 1.05), below 1 longer"
+        )
+    return np.int32(start), np.float32(factor)
+
+
+def _line_length(
+    given: tuple[float, float] | None, table: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    if given is None:
+        return None
+    target, strength = _pair("line_length", given)
+    if not 1 <= target <= 2**20 or not 0 < strength <= LARGEST:
+        raise InputError(
+            f"line_length is {given}; it must be characters a line, at least 1, and a strength above 0 in nats a "
+            "character, such as (40, 0.3); a large one makes the break certain"
+        )
+    return np.float32(target), np.float32(strength), table
+
+
+def _pair(name: str, given: Any) -> tuple[float, float]:
+    right = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+    if not right or not all(isinstance(x, numbers.Real) and not isinstance(x, bool) for x in given):
+        raise InputError(f"{name} is {given!r}; it must be two numbers")
+    return given[0], given[1]
 
 
 def _rounded_up(length: int) -> int:

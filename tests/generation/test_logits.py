@@ -54,6 +54,7 @@ presence_and_frequency = jax.jit(controls.presence_and_frequency_penalty)
 no_repeat_ngram = jax.jit(controls.no_repeat_ngram)
 bad_words = jax.jit(controls.bad_words)
 sequence_bias = jax.jit(controls.sequence_bias)
+exponential_decay = jax.jit(controls.exponential_decay)
 min_new_tokens = jax.jit(controls.min_new_tokens)
 
 
@@ -117,6 +118,21 @@ def test_min_new_tokens(case, least, ends):
         row[[end for end in ends if end >= 0 and new < least]] = -np.inf
 
     check(lambda logits, history: min_new_tokens(logits, least, np.array(ends), history), case, expected=expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    cases(), st.integers(0, 5), st.sampled_from([0.5, 0.9, 1.0, 1.3, 1e9, 1e30]),
+    st.lists(tokens, max_size=2, unique=True),
+)  # fmt: skip
+def test_exponential_decay(case, start, factor, ends):
+    def expected(row, _, new):
+        with np.errstate(over="ignore"):
+            for end in ends if new > start else ():
+                row[end] += abs(row[end]) * (min(factor ** (new - start), -LOWEST) - 1) * (row[end] > LOWEST)
+
+    padded = np.array(ends + [-1] * (2 - len(ends)))
+    check(lambda x, history: exponential_decay(x, start, factor, padded, history), case, expected=expected)
 
 
 def test_forced_leaves_one_token_in_the_rows_named():

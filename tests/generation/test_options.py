@@ -116,6 +116,7 @@ EFFECTS = {
     "sequence_bias": ({"q": 50.0}, GREEDY),
     "suppress_tokens": (list(range(20)), GREEDY),
     "begin_suppress_tokens": (list(range(26)), GREEDY),
+    "exponential_decay_length_penalty": ((2, 40.0), GREEDY),
     "forced_bos_token_id": (7, {}),
     "forced_eos_token_id": (7, {**GREEDY, "eos_token_id": []}),
     "num_beams": (4, GREEDY),

@@ -68,6 +68,16 @@ ID = "it must be a token id from 0 to 29: encode text with the model's tokenizer
             {"forced_bos_token_id": 3, "suppress_tokens": [3]},
             "forced_bos_token_id is 3, which suppress_tokens or bad_words_ids bans; remove one$",
         ),
+        ({"exponential_decay_length_penalty": 3}, "exponential_decay_length_penalty is 3; it must be two numbers$"),
+        (
+            {"exponential_decay_length_penalty": (1.5, 2)},
+            r"exponential_decay_length_penalty is \(1.5, 2\); it must be a whole number of new tokens, 0 or more",
+        ),
+        ({"exponential_decay_length_penalty": (float("nan"), 2)}, r"penalty is \(nan, 2\); it must be a whole number"),
+        ({"exponential_decay_length_penalty": (1, 0)}, r"exponential_decay_length_penalty is \(1, 0\); it must be"),
+        ({"line_length": "40"}, "line_length is '40'; it must be two numbers$"),
+        ({"line_length": (0, 1)}, r"line_length is \(0, 1\); it must be characters a line, at least 1, and a strength"),
+        ({"line_length": (40, float("inf"))}, r"line_length is \(40, inf\); it must be characters a line"),
     ],
 )
 def test_settings_out_of_range(options, message):
