@@ -19,6 +19,7 @@ import numpy as np
 from gpt2_jax import json_files
 from gpt2_jax.analysis import quality
 from gpt2_jax.errors import InputError, check
+from gpt2_jax.generation import batches
 from gpt2_jax.generation.options import option
 from gpt2_jax.language_model import Generation, LanguageModel
 from gpt2_jax.model import GPT2
@@ -166,14 +167,9 @@ def _that_fit(
 
 
 def _draw(lm: LanguageModel, prompts: Sequence[str], sweep: Sweep, setting: Setting) -> list[list[Generation]]:
-    """Each prompt's completions; the last batch is filled up, for another number of rows is another program."""
+    """Each prompt's completions."""
     rows = [(prompt, sweep.seed + i) for prompt in prompts for i in range(sweep.samples)]
-    drawn: list[Generation] = []
-    for start in range(0, len(rows), sweep.batch_size):
-        batch = rows[start : start + sweep.batch_size]
-        texts, seeds = zip(*batch, *batch[-1:] * (sweep.batch_size - len(batch)))
-        found = lm.generate(texts, seed=seeds, logprobs=0, beyond_context="slide", **setting)
-        drawn += found[: len(batch)]
+    drawn = list(batches.generate(lm, rows, sweep.batch_size, logprobs=0, beyond_context="slide", **setting))
     return [drawn[i : i + sweep.samples] for i in range(0, len(drawn), sweep.samples)]
 
 
