@@ -94,15 +94,14 @@ def sample(
 
 def parses(code: str) -> bool:
     """Whether Python's parser takes `code`, which is not run; what begins indented is read as the body of a block."""
-    if re.match(r"(?:[ \t]*\n)*[ \t]+\S", code):
-        code = "if True:\n" + code
+    indented = re.match(r"(?:[ \t]*\n)*[ \t]+\S", code) is not None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of "\d", which is no error
-            ast.parse(code)
+            body = ast.parse("if True:\n" + code if indented else code).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deep for it
         return False
-    return True
+    return not indented or (len(body) == 1 and not body[0].orelse)  # else a line at the margin ended the block
 
 
 def validity_rate(codes: Sequence[str]) -> float:

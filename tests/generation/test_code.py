@@ -77,7 +77,8 @@ def test_what_is_cut_begins_the_code_and_parsing_agrees_with_ast(prompt, written
 
 def test_what_parses():
     assert parses("") and parses("x = '\\d'\n") and parses("    x = 1\n    y = 2\n") and parses("\n\n  x\n")
-    assert not parses("    x = 1\ny = 2\n") and not parses("x = (") and not parses("\0") and not parses("(" * 5000)
+    assert not parses("    x = 1\ny = 2\n") and not parses("    x\nelse:\n    y\n")
+    assert not parses("x = (") and not parses("\0") and not parses("(" * 5000)
     assert validity_rate(["x", "x = "]) == 0.5
     with pytest.raises(InputError, match="the number of texts is 0; it must be at least 1"):
         validity_rate([])
