@@ -156,7 +156,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         check_overrides(argv[1:])
         return flags.FLAGS(argv)
     except (InputError, flags.Error) as error:
-        sys.exit(f"error: {error}")
+        said = cause = error
+        while cause := cause.__context__:  # a config file's own, which ml_collections wraps in a traceback
+            said = cause if isinstance(cause, InputError) else said
+        sys.exit(f"error: {said}")
     except OSError as error:  # no such config file
         sys.exit(f"error: {one_line(error)}")
 

@@ -1,4 +1,7 @@
 import dataclasses
+import subprocess
+import sys
+from runpy import run_path
 
 import pytest
 from absl import flags
@@ -21,12 +24,25 @@ def test_every_option_is_in_the_default_config():
         assert set(defaults[field.name]) == {f.name for f in dataclasses.fields(getattr(config, field.name))}
 
 
-@pytest.mark.parametrize("file", ["configs/quickstart.py", "configs/shakespeare_char.py", "configs/openwebtext.py"])
-def test_shipped_configs_are_valid(file, pytestconfig):
-    from runpy import run_path
+RECIPES = ("text", "poetry", "code", "stories", "openwebtext")
 
-    options = run_path(str(pytestconfig.rootpath / file))["get_config"]().to_dict()
+
+@pytest.mark.parametrize(
+    ("file", "argument"),
+    [("quickstart", ()), ("shakespeare_char", ()), ("openwebtext", ()), *(("finetune", (name,)) for name in RECIPES)],
+)
+def test_shipped_configs_are_valid(file, argument, pytestconfig):
+    options = run_path(str(pytestconfig.rootpath / f"configs/{file}.py"))["get_config"](*argument).to_dict()
+    options["data"]["paths"] = options["data"]["paths"] or "mine.txt" * (options["data"]["source"] == "files")
     assert Config.from_dict(options, vocab_size=4096).model.n_layer >= 1
+
+
+def test_an_unknown_recipe_is_refused_in_a_line(pytestconfig):
+    command = [sys.executable, "scripts/train.py", "--workdir=nowhere", "--config=configs/finetune.py:haiku"]
+    ended = subprocess.run(command, cwd=pytestconfig.rootpath, capture_output=True, text=True)
+    assert ended.returncode == 1 and ended.stderr == (
+        "error: configs/finetune.py has no recipe 'haiku'; it must be one of text, poetry, code, stories, openwebtext\n"
+    )
 
 
 @pytest.mark.parametrize(

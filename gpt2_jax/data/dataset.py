@@ -91,7 +91,7 @@ class Grid:
         if n < T + 1:
             raise InputError(
                 f"the training split {f'of {name} ' if name else ''}has {n} tokens; training.sequence_length is {T} and"
-                f" needs at least {T + 1}: use a shorter context (--config.model.n_positions=...) or more text"
+                f" needs at least {T + 1}: use --config.training.sequence_length={max(1, n - 1)} or less, or more text"
             )
         self.per_epoch = max(1, (n - T) // T)
         self._T, self._seed, self._offsets = T, seed, min(T, n - self.per_epoch * T)

@@ -10,10 +10,12 @@ from collections import Counter
 
 from gpt2_jax.attention import QUERY_BLOCK
 from gpt2_jax.config import Config
+from gpt2_jax.model import model_of_shapes, num_parameters
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.topology.chips import NETWORK, Topology
 from gpt2_jax.topology.hlo import Collective
 from gpt2_jax.training.flops import flops_per_token
+from gpt2_jax.training.selection import split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Bounds:
 def train_flops(config: Config, parameters: int, attention: str) -> tuple[float, float]:
     """(model FLOPs, FLOPs that are run at least) of a training step on all devices together."""
     tokens = config.training.batch_size * config.sequence_length
-    model = flops_per_token(config.model, parameters, config.sequence_length)
+    trained = num_parameters(split(model_of_shapes(config.model, stacked=True), config.finetune)[0])
+    model = flops_per_token(config.model, parameters, config.sequence_length, frozen=parameters - trained)
     scores = 4 * config.model.n_layer * config.model.n_embd * config.sequence_length  # forward, both products
     again, scores_again = recomputed(config.model)
     # Splash and cuDNN skip blocks of keys that no query sees, nearly half of them, and XLA's larger blocks fewer.

@@ -27,10 +27,18 @@ HAS = "import importlib.util as u, sys; sys.exit(not any(u.find_spec(name) for n
 def config_of(options: dict[str, dict[str, Any]]) -> Config:
     """The config of a run whose tokenizer is not there: for a `model.vocab_size` of 0, what it would have at most.
 
+    Sizes of a run that starts from a model are those of the model, which must be there.
+
     Raises:
-      InputError: bad options.
+      InputError: bad options, or a start that cannot be opened.
     """
-    trained = Config.from_dict(options).data
+    unbound = Config.from_dict(options)
+    if unbound.finetune.start:
+        from gpt2_jax.training.start import open_start  # with Orbax, which is slow to import
+
+        start = open_start(unbound.finetune.start)
+        return Config.from_dict(start.sized(options), vocab_size=start.config.vocab_size)
+    trained = unbound.data
     return Config.from_dict(options, vocab_size=trained.vocab_size if trained.tokenizer == "bpe" else None)
 
 

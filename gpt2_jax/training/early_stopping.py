@@ -65,11 +65,11 @@ class EarlyStopping:
         """Tells of a validation loss, and returns (whether it is the lowest so far, a line if the run overfits)."""
         if not self.patience:
             return False, ""
-        improved = self.best_loss is None or val_loss < self.best_loss
-        if improved:
-            self.best_step, self.best_loss, self.worse = step, val_loss, 0
-        else:
-            self.worse += 1
+        fell = self.best_loss is None or val_loss < self.best_loss
+        self.worse = 0 if fell else self.worse + 1
+        lowest = fell or val_loss == self.best_loss  # of equals the last is the best, as for `Checkpoints`
+        if lowest:
+            self.best_step, self.best_loss = step, val_loss
         train_loss = self.sum / self.count if self.count else None
         line, before = "", (self.val_loss, self.train_loss)
         if None not in (train_loss, *before) and val_loss > before[0] and train_loss < before[1]:
@@ -79,7 +79,7 @@ class EarlyStopping:
                 f"{self.best_step}"
             )
         self.val_loss, self.train_loss, self.sum, self.count = val_loss, train_loss, 0.0, 0
-        return improved, line
+        return lowest, line
 
     @property
     def stops(self) -> bool:

@@ -147,8 +147,8 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
                             state, val_loss = ladder.validate(state, done, writer)
                         new = int(state.guard.row) == 0
                         if new or ends:
-                            improved, overfits = stopping.evaluate(step, val_loss)
-                            saves, ends = saves or improved, ends or stopping.stops
+                            lowest, overfits = stopping.evaluate(step, val_loss)
+                            saves, ends = saves or lowest, ends or stopping.stops
                             for line in filter(None, (overfits, stopping.why if stopping.stops else "")):
                                 run.tell(line)
                     if ends or (saves and new):

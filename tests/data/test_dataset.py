@@ -275,8 +275,8 @@ def test_errors():
         return str(caught.value)
 
     assert message(train_batches, Counted(812), seed=0) == (
-        "the training split has 812 tokens; training.sequence_length is 1024 and needs at least 1025: use a shorter"
-        " context (--config.model.n_positions=...) or more text"
+        "the training split has 812 tokens; training.sequence_length is 1024 and needs at least 1025: use "
+        "--config.training.sequence_length=811 or less, or more text"
     )
     both = {"long": Counted(2000), "short": Counted(5)}
     assert message(train_batches, both, seed=0, reweighing=[(0, {"long": 1.0, "short": 1.0})]).startswith(

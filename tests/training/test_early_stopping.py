@@ -30,15 +30,21 @@ def told(patience, *rows):
 
 
 def test_it_stops_after_so_many_evaluations_that_are_no_better():
-    stopping, answers = told(2, (0, 5.0, 3.0), (2, 4.0, 2.0), (4, 3.0, 2.0))
-    assert [improved for improved, _ in answers] == [True, True, False] and not stopping.stops
-    stopping.evaluate(6, 2.5)
+    stopping, answers = told(2, (0, 5.0, 3.0), (2, 4.0, 2.0), (4, 3.0, 2.5))
+    assert [lowest for lowest, _ in answers] == [True, True, False] and not stopping.stops
+    assert not stopping.evaluate(6, 2.1)[0]
     assert stopping.stops and (stopping.best_step, stopping.best_loss) == (2, 2.0)
     assert stopping.why == (
         "stopped: the validation loss has not fallen for 2 evaluations (evaluation.patience is 2); the best, 2.0000, "
         "is that of step 2. To train on, raise evaluation.patience"
     )
     assert not dataclasses.replace(stopping, patience=3).stops
+
+
+def test_of_equal_losses_the_last_is_the_best_but_none_has_fallen():
+    stopping, answers = told(2, (2, 4.0, 2.0), (4, 3.0, 2.0), (6, 2.0, 2.0))
+    assert [lowest for lowest, _ in answers] == [True, True, True]
+    assert stopping.stops and stopping.best_step == 6
 
 
 def test_overfitting_is_told_when_the_two_losses_part():

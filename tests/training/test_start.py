@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
+from runpy import run_path
 
 import jax
 import numpy as np
 import optax
 import pytest
+from short_runs import use_devices
 
 import gpt2_jax
 from gpt2_jax import InputError, LanguageModel
@@ -17,7 +20,8 @@ from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.model import GPT2, unstack
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import make_mesh
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer import train_bpe, train_characters
+from gpt2_jax.topology.process import config_of
 from gpt2_jax.training import loop
 from gpt2_jax.training.changes import differences
 from gpt2_jax.training.checkpoint import Checkpoints
@@ -185,6 +189,12 @@ def test_other_sizes_are_refused_with_both_values(workdir):
     assert wanted in str(raised.value) and "dtype" not in str(raised.value)
 
 
+def test_a_compilation_elsewhere_has_the_start_s_sizes(workdir, lm):
+    options = {"finetune": {"start": str(workdir)}, "data": {"tokenizer": "start"}, "model": {"vocab_size": 0}}
+    model = config_of({**options, "training": {"sequence_length": 16}}).model
+    assert (model.n_layer, model.n_positions, model.vocab_size) == (2, 32, lm.config.vocab_size)
+
+
 def test_a_tokenizer_of_other_ids_is_refused(workdir):
     start = open_start(str(workdir))
     start.check_fits(start.tokenizer.with_special_tokens(["<|poem|>"]), "mine.json")
@@ -202,3 +212,44 @@ def test_a_tokenizer_of_other_ids_is_refused(workdir):
 def test_start_and_tokenizer_go_together(groups, message):
     with pytest.raises(InputError, match=message):
         Config.from_dict(groups)
+
+
+COLORS, VERBS = ("red", "rare", "wild", "dear"), ("blow", "fade", "sigh")
+POEMS = [f"roses are {color}\nviolets {verb}\n" for color in COLORS for verb in VERBS]
+
+
+def few_shot(start, paths):
+    file = Path(__file__).parents[2] / "configs/finetune.py"
+    config = run_path(str(file))["get_config"]("text").to_dict()
+    config["finetune"]["start"], config["data"]["paths"] = str(start), str(paths)
+    config["training"] |= {"steps": 2, "sequence_length": 32, "sample_tokens": 0}
+    config["evaluation"]["every"] = config["checkpoint"]["every"] = 1
+    config["optimizer"]["warmup_steps"] = 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def small_gpt2(tmp_path_factory):
+    """A folder in the hub's layout, of byte-level BPE."""
+    tokenizer = train_bpe(POEMS, 270)
+    config = GPT2Config(vocab_size=len(tokenizer), **SIZES)
+    lm = LanguageModel(jax.jit(GPT2, static_argnums=0)(config, jax.random.key(0)), tokenizer)
+    return gpt2_jax.save(lm, tmp_path_factory.mktemp("hub") / "gpt2")
+
+
+def test_a_dozen_poems_are_enough(small_gpt2, tmp_path, monkeypatch):
+    (tmp_path / "poems").mkdir()
+    for i, poem in enumerate(POEMS):
+        (tmp_path / "poems" / f"{i}.txt").write_text(poem)
+    use_devices(monkeypatch, jax.devices()[:1])
+    outcome = loop.train(few_shot(small_gpt2, tmp_path / "poems"), tmp_path / "run")
+    assert outcome.step == 2 and outcome.best[0] in (1, 2)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.best == outcome.best[0]
+
+
+def test_less_than_a_window_is_refused_with_the_option_to_change(small_gpt2, tmp_path, monkeypatch):
+    (tmp_path / "poem.txt").write_text(POEMS[0])
+    use_devices(monkeypatch, jax.devices()[:1])
+    with pytest.raises(InputError, match=r"training split has (\d+) tokens; .* use --config.training.sequence_length="):
+        loop.train(few_shot(small_gpt2, tmp_path / "poem.txt"), tmp_path / "run")
