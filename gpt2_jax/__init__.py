@@ -7,6 +7,7 @@ print(lm.generate("def ", max_new_tokens=64, top_p=0.95, seed=0))
 
 from gpt2_jax.config import Config, default_config
 from gpt2_jax.errors import InputError
+from gpt2_jax.generation.prompting import FewShot
 from gpt2_jax.language_model import Generation, LanguageModel
 from gpt2_jax.mixing import mix
 from gpt2_jax.model import GPT2
@@ -18,6 +19,7 @@ from gpt2_jax.tokenizer import Tokenizer
 __all__ = [
     "GPT2",
     "Config",
+    "FewShot",
     "GPT2Config",
     "Generation",
     "InputError",

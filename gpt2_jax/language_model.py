@@ -11,13 +11,14 @@ import numpy as np
 
 from gpt2_jax import lora
 from gpt2_jax.errors import InputError
-from gpt2_jax.generation import beam, contrastive, sampler, stopping
+from gpt2_jax.generation import beam, contrastive, prompting, sampler, stopping
 from gpt2_jax.generation.options import DEFAULTS, Options, parse
 from gpt2_jax.generation.request import Prompt, Request, make_request
 from gpt2_jax.model import GPT2, unstack
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tokenizer import Tokenizer
 
+Text = str | prompting.FilledPrompt
 TIMED_CHUNK = 8  # new tokens between two looks at the clock
 STOP_REASONS = {sampler.AT_END_TOKEN: "end_token", sampler.AT_STOP_STRING: "stop_string"}
 
@@ -116,6 +117,26 @@ class LanguageModel:
             waiting = waiting[final:]
         if piece := stopping.cut(waiting + decoder.end(), settings.stop_strings):
             yield piece
+
+    def choose(
+        self, prompt: Text | Sequence[Text], answers: Sequence[str] | Sequence[Sequence[str]], **options: Any
+    ) -> prompting.Choice | list[prompting.Choice]:
+        """The most probable of given answers, by their log-probability after the prompt (Brown et al., 2020).
+
+        Args:
+          prompt: text or what `FewShot.build` gives, or a list of such.
+          answers: texts, the same for each prompt of a list, or a list of texts a prompt.
+          **options: `normalise` ("token", "sum" or "unconditional"), `unconditional` and `batch_size` of
+            `gpt2_jax.generation.prompting.choose`, with their meanings and errors.
+
+        Returns:
+          A `Choice`, or one for each prompt of a list.
+        """
+        several = not isinstance(prompt, Text)
+        prompts = list(prompt) if several else [prompt]
+        shared = not several or isinstance(answers, str) or all(isinstance(answer, str) for answer in answers)
+        found = prompting.choose(self, prompts, [answers] * len(prompts) if shared else answers, **options)
+        return found if several else found[0]
 
     def compile(self, *, batch_size: int = 1, prompt_length: int = 1, **options: Any) -> None:
         """Compiles what `generate(prompts, **options)` will run, for prompts up to `prompt_length` tokens long.
