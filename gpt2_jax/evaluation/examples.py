@@ -10,6 +10,7 @@ from gpt2_jax import json_files
 from gpt2_jax.data.documents import decode, explained, open_compressed, open_parquet, records, some
 from gpt2_jax.data.hub import Dataset, hub_parts
 from gpt2_jax.data.options import DataConfig
+from gpt2_jax.data.sources import open_source
 from gpt2_jax.errors import InputError, one_line
 
 LINES, TABLES = (".jsonl", ".jsonl.gz", ".jsonl.zst"), (".parquet",)
@@ -88,6 +89,22 @@ class Source:
             if column not in example:
                 raise InputError(f"{where} has no {column!r}, only {some(list(example))}; give {self.describe()}")
         return where, example
+
+
+class OwnFiles:
+    """A user's own documents: files, folders or globs as training reads them, with commas between them."""
+
+    def examples(self, data: str | None = None, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each document, its prompt before it if it has one, as of `Source`."""
+        if data is None:
+            raise InputError(f"there is no {OPTION}; give {self.describe()}")
+        documents = open_source(DataConfig(source="files", paths=data)).documents()
+        for document in itertools.islice(documents, limit):
+            yield document.origin, {"text": document.prompt + document.text}
+
+    def describe(self) -> str:
+        """What the files hold."""
+        return "files or folders of text, or of records with a 'text', as data.paths of a training run takes them"
 
 
 def text_of(where: str, example: dict[str, Any], column: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from gpt2_jax.errors import InputError, suggest
 from gpt2_jax.evaluation import choices, lambada, texts
-from gpt2_jax.evaluation.examples import Source
+from gpt2_jax.evaluation.examples import OwnFiles, Source
 from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings
 from gpt2_jax.evaluation.perplexity import Perplexity, perplexity
 from gpt2_jax.language_model import LanguageModel
@@ -28,7 +28,7 @@ class Task:
 
     name: str
     protocol: str
-    source: Source
+    source: Source | OwnFiles
     answer: Callable[[LanguageModel, texts.Examples, Settings], Outcome] | None = None
     documents: Callable[[texts.Examples, int | None, bool], list] | None = None
     detokenize: bool | None = None
@@ -99,6 +99,7 @@ _ENWIK8 = Source(
 )  # fmt: skip
 
 TASKS = {task.name: task for task in (
+    Task("perplexity", "the perplexity of texts of your own", OwnFiles(), documents=texts.each),
     Task(
         "lambada", "the last word of a passage, the most probable one that is no stop word, as in the GPT-2 paper",
         _LAMBADA, answer=lambada.stop_word_filter,

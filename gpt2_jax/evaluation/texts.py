@@ -1,5 +1,6 @@
 """The texts whose perplexity the GPT-2 paper gives: what the model reads, and what words are counted in."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -60,6 +61,11 @@ def one_billion_words(examples: Examples, limit: int | None, detokenize: bool) -
     """The 1 Billion Word benchmark, whose sentences are shuffled: a document each."""
     sentences = [text_of(where, example, "text").strip() for where, example in _first(examples, limit)]
     return _detokenized("1bw", sentences, detokenize)
+
+
+def each(examples: Examples, limit: int | None, detokenize: bool) -> list[Text]:
+    """Each example as it is, a document."""
+    return [Text(text_of(where, example, "text")) for where, example in itertools.islice(examples, limit)]
 
 
 def last_bytes(examples: Examples, limit: int | None, detokenize: bool) -> list[Text]:

@@ -47,6 +47,19 @@ def test_what_wikitext103_reports(lm, file):
     assert raw.counts["tokens"] > outcome.counts["tokens"]
 
 
+def test_texts_of_your_own(lm, tmp_path):
+    (tmp_path / "a.txt").write_text("the fox jumps\n")
+    (tmp_path / "b.jsonl").write_text('{"text": "it rains"}\n')
+    (tmp_path / "c.jsonl").write_text('{"prompt": "in ", "completion": "spain"}\n')
+    outcome = find("perplexity").run(lm, str(tmp_path))
+    expected = perplexity(lm, ["the fox jumps\n", "it rains", "in spain"])
+    assert outcome.counts["documents"] == 3
+    assert outcome.figures["bits_per_byte"].value == pytest.approx(expected.bits_per(expected.bytes)[0], rel=1e-6)
+    assert find("perplexity").run(lm, str(tmp_path), Settings(limit=2)).counts["documents"] == 2
+    with pytest.raises(InputError, match="there is no --data; give files or folders of text, or of records with"):
+        find("perplexity").run(lm)
+
+
 def test_eight_devices_and_a_limit(lm, file):
     data = file(LINES)
     one, all_of_them = (find("lambada_openai").run(model, data, Settings(batch_size=2)) for model in (lm, spread(lm)))
