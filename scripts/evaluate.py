@@ -78,7 +78,7 @@ def evaluate(chosen: list[tasks.Task], folder: Path | None) -> int:
         }  # fmt: skip
         partial = None
         if folder is not None and task.documents is not None:
-            partial = folder / f"{report.stem(task.name, model)}.partial"
+            partial = folder / f"{report.stem(task.label(DATA.value), model)}.partial"
         start = time.monotonic()
         with Progress(task.name) as progress:
             settings = Settings(

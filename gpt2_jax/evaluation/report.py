@@ -65,7 +65,7 @@ def write(folder: Path, report: dict[str, Any]) -> list[Path]:
     Raises:
       InputError: the folder cannot be written to.
     """
-    name = folder / stem(report["task"], report["model"])
+    name = folder / stem(TASKS[report["task"]].label(report["options"].get("data")), report["model"])
     texts = {".json": json.dumps(report, indent=2, allow_nan=False) + "\n", ".md": markdown(report)}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The tasks by their names: whose examples, by which protocol, with which figures."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 from gpt2_jax.errors import InputError, suggest
@@ -10,6 +11,7 @@ from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings
 from gpt2_jax.evaluation.perplexity import Perplexity, perplexity
 from gpt2_jax.language_model import LanguageModel
 
+LONGEST_LABEL = 60  # characters of it that are of the data
 CONVERTED = "refs/convert/parquet"  # the hub's own copy of what a script makes
 
 
@@ -59,6 +61,12 @@ class Task:
             partial=settings.partial, progress=progress,
         )  # fmt: skip
         return outcome_of(result)
+
+    def label(self, data: str | None) -> str:
+        """The name, and of texts of one's own whose they are: of files of reports."""
+        if data is None or not isinstance(self.source, OwnFiles):
+            return self.name
+        return f"{self.name}-{re.sub(r'[^A-Za-z0-9.]+', '_', data).strip('_')[-LONGEST_LABEL:]}"
 
     def _check(self, settings: Settings) -> None:
         if settings.limit is not None and settings.limit < 1:

@@ -49,7 +49,7 @@ def test_what_wikitext103_reports(lm, file):
 
 def test_texts_of_your_own(lm, tmp_path):
     (tmp_path / "a.txt").write_text("the fox jumps\n")
-    (tmp_path / "b.jsonl").write_text('{"text": "it rains"}\n')
+    (tmp_path / "b.txt").write_text("it rains")
     (tmp_path / "c.jsonl").write_text('{"prompt": "in ", "completion": "spain"}\n')
     outcome = find("perplexity").run(lm, str(tmp_path))
     expected = perplexity(lm, ["the fox jumps\n", "it rains", "in spain"])
