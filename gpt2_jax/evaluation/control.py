@@ -1,16 +1,20 @@
 """Whether a control controls: samples under it, the kinds that a judge finds them to be, and what else it changes."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt2_jax.analysis import quality
 from gpt2_jax.errors import InputError
+from gpt2_jax.evaluation.examples import text_of
 from gpt2_jax.evaluation.judges import Judge, NaiveBayes
+from gpt2_jax.evaluation.outcome import Outcome, Settings, share
+from gpt2_jax.generation.request import HEAD
 from gpt2_jax.language_model import Generation, LanguageModel
 from gpt2_jax.mixing import mix
 
 HELD_OUT = 5  # every so manieth real text tests the judge
+TEXTS, TOKENS = 128, 64  # of the task: samples of each code, and new tokens of each, at most
 COSTS = ("perplexity", "distinct_2", "repetition_4", "tokens")  # of `quality.measure`
 
 
@@ -106,6 +110,42 @@ def judge_of_references(references: Mapping[str, Sequence[str]]) -> tuple[Judge,
             raise InputError(f"there are {len(texts)} texts of {kind!r}; give at least {HELD_OUT}, one in five tests")
     judge = NaiveBayes({kind: [t for i, t in enumerate(of) if i % HELD_OUT] for kind, of in references.items()})
     return judge, Row({}, {kind: _count(judge(of[::HELD_OUT])) for kind, of in references.items()}, {})
+
+
+def accuracy_of_codes(lm: LanguageModel, examples: Iterable[tuple[str, dict[str, Any]]], settings: Settings) -> Outcome:
+    """The task of evaluate.py: the kinds of `TEXTS` samples of each code, drawn from the model as it is.
+
+    Args:
+      lm: a model with control codes.
+      examples: real texts of each, their "text" and their "code", on which the judge learns; see `judge_of_references`.
+      settings: `batch_size` samples are drawn at a time.
+
+    Raises:
+      InputError: texts of a code that the model has not, of fewer than two codes, or fewer than five of one.
+    """
+    references: dict[str, list[str]] = {}
+    for where, example in examples:
+        references.setdefault(text_of(where, example, "code"), []).append(text_of(where, example, "text"))
+    judge, real = judge_of_references(references)
+    kinds, tokens, length = {}, 0, min(TOKENS, lm.config.n_positions - HEAD)
+    for number, code in enumerate(references):
+        found: list[str] = []
+        while len(found) < TEXTS:
+            texts = lm.generate(
+                [""] * min(settings.batch_size, TEXTS - len(found)), control=code, max_new_tokens=length,
+                seed=range(len(found), min(len(found) + settings.batch_size, TEXTS)),
+            )  # fmt: skip
+            found += judge([text.completion for text in texts])
+            tokens += sum(len(text.tokens) for text in texts)
+            if settings.progress is not None:
+                settings.progress(number * TEXTS + len(found), TEXTS * len(references), "samples")
+        kinds[code] = found
+    figures = {"accuracy": share([kind == code for code, found in kinds.items() for kind in found])}
+    for code, found in kinds.items():
+        figures[f"accuracy_of_{code}"] = share([kind == code for kind in found])
+    right = [kind == code for code, of in real.kinds.items() for kind, n in of.items() for _ in range(n)]
+    figures["accuracy_of_the_judge"] = share(right)
+    return Outcome(figures, {"samples": TEXTS * len(references), "tokens": tokens, "real_texts": len(right)})
 
 
 def table(rows: Sequence[Row]) -> str:

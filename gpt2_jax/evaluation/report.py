@@ -174,7 +174,7 @@ def _of_figure(figure: Figure) -> dict[str, float | None]:
 def _shown(name: str, value: float | None, none: str = "none") -> str:
     if value is None:
         return none
-    return f"{100 * value:.2f} %" if name in SHARES else f"{value:,.4g}" if value < 10 else f"{value:,.2f}"
+    return f"{100 * value:.2f} %" if name.startswith(SHARES) else f"{value:,.4g}" if value < 10 else f"{value:,.2f}"
 
 
 def _published(row: published.Published) -> str:

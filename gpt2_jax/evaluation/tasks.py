@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from gpt2_jax.errors import InputError, suggest
-from gpt2_jax.evaluation import choices, lambada, texts
+from gpt2_jax.evaluation import choices, control, lambada, texts
 from gpt2_jax.evaluation.examples import OwnFiles, Source
 from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings
 from gpt2_jax.evaluation.perplexity import Perplexity, perplexity
@@ -154,6 +154,11 @@ TASKS = {task.name: task for task in (
     Task(
         "cbt_ne", "Children's Book Test, named entities, likewise",
         Source(_CBT, "cam-cst/cbt", "NE", plain=choices.cbt_file), answer=choices.childrens_books, detokenize=True,
+    ),
+    Task(
+        "control", "whether samples of each control code are taken for that kind by a judge of real texts",
+        Source(("text", "code"), advice="give real texts of each code, .jsonl of text and code (--data=texts.jsonl)"),
+        answer=control.accuracy_of_codes,
     ),
     Task(
         "hellaswag", "which of four endings of a paragraph, as in lm-evaluation-harness",

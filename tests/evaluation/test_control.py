@@ -1,13 +1,17 @@
 """Reports on control, of models whose codes and experts are known to lead."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from gpt2_jax import InputError, LanguageModel
+from gpt2_jax.evaluation import control
 from gpt2_jax.evaluation.control import Row, expert_curve, guidance_curve, judge_of_references, table
+from gpt2_jax.evaluation.outcome import Settings
+from gpt2_jax.evaluation.tasks import find
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tokenizer import train_characters
@@ -76,6 +80,24 @@ def test_a_judge_of_real_texts_is_tested_on_others_of_them():
     assert real.kinds == {"a": {"a": 2}, "b": {"b": 2}} and real.accuracy == 1
     with pytest.raises(InputError, match="there are 4 texts of 'b'; give at least 5, one in five tests"):
         judge_of_references(references | {"b": ["abbb"] * 4})
+
+
+def test_the_task_of_evaluate(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "TEXTS", 6)
+    file = tmp_path / "texts.jsonl"
+    lines = [
+        {"text": letters * 4, "code": code} for code, letters in (("a", "aaaab"), ("b", "abbbb")) for _ in range(9)
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = []
+    outcome = find("control").run(made(coded), str(file), Settings(batch_size=4, progress=lambda *x: told.append(x)))
+    assert list(outcome.figures) == ["accuracy", "accuracy_of_a", "accuracy_of_b", "accuracy_of_the_judge"]
+    by_code = [outcome.figures[f"accuracy_of_{code}"].value for code in "ab"]
+    assert outcome.figures["accuracy"].value == pytest.approx(sum(by_code) / 2)
+    assert outcome.figures["accuracy_of_the_judge"].value == 1 and outcome.counts["samples"] == 12
+    assert told == [(4, 12, "samples"), (6, 12, "samples"), (10, 12, "samples"), (12, 12, "samples")]
+    with pytest.raises(InputError, match=r"this dataset is not read from the hub; give real texts of each code"):
+        find("control").run(made(coded))
 
 
 def test_tables():
