@@ -25,7 +25,8 @@ class Row:
     Attributes:
       setting: such as {"guidance_scale": 2.0} or {"alpha": 2.0}.
       kinds: how many texts of each control code, or of "" without codes, are of each kind.
-      metrics: of `quality.measure`, over all texts: perplexity under the model before guidance, diversity and lengths.
+      metrics: of `quality.measure`, over all texts, such as diversity; the perplexity is that under the model without
+        guidance or experts.
     """
 
     setting: Mapping[str, float]
@@ -90,11 +91,16 @@ def expert_curve(
 ) -> Iterator[Row]:
     """Samples of `mix(base, expert=..., anti_expert=...)` at each alpha; 0 is the base model.
 
-    The perplexity in a row is that of the mix; others' arguments and errors are those of `guidance_curve` and `mix`.
+    Other arguments and errors are those of `guidance_curve` and `mix`.
     """
     for alpha in alphas:
         mixed = mix(base, expert=expert, anti_expert=anti_expert, alpha=alpha)
-        yield _row({"alpha": alpha}, {"": _sample(mixed, prompts, samples, **options)}, judge)
+        drawn = _sample(mixed, prompts, samples, **options)
+        row = _row({"alpha": alpha}, {"": drawn}, judge)
+        texts = [text.completion for group in drawn for text in group]
+        before = [prompt for prompt in prompts for _ in range(samples)]
+        metrics = {**row.metrics, "perplexity": quality.judged_perplexity(base, before, texts)}
+        yield dataclasses.replace(row, metrics=metrics)
 
 
 def judge_of_references(references: Mapping[str, Sequence[str]]) -> tuple[Judge, Row]:

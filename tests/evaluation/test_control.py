@@ -70,6 +70,7 @@ def test_experts_lead_with_alpha():
     base, expert, anti = made(leaning("a", 0.0)), made(leaning("a", 1.0)), made(leaning("b", 1.0))
     rows = list(expert_curve(base, majority, expert=expert, anti_expert=anti, alphas=[-3, 0, 3], **OPTIONS))
     shares = [row.share("", "a") for row in rows]
+    assert all(1 < row.metrics["perplexity"] < 1.3 * len(TOKENIZER) for row in rows)  # the base finds all alike
     assert shares[0] < 0.1 < shares[1] < 0.9 < shares[2]
 
 

@@ -60,10 +60,11 @@ def test_a_code_is_no_part_of_the_text(lm):
 
 
 def test_every_way_of_generating_takes_a_code(lm):
-    both = lm.generate(["a", "b"], control=["poetry", "code"], max_new_tokens=6, num_return_sequences=2, seed=3)
-    alone = [lm.generate("a", control="poetry", max_new_tokens=6, num_return_sequences=2, seed=3)]
-    alone += [lm.generate("b", control="code", max_new_tokens=6, num_return_sequences=2, seed=3)]
-    assert [r.text for r in both] == [r.text for results in alone for r in results]
+    both = lm.generate(["a", "b"], control=["poetry", "code"], max_new_tokens=6, seed=3)
+    alone = [
+        lm.generate(text, control=code, max_new_tokens=6, seed=3) for text, code in (("a", "poetry"), ("b", "code"))
+    ]
+    assert [r.text for r in both] == [r.text for r in alone]
     streamed = "".join(lm.stream("a", control="poetry", max_new_tokens=6, seed=3))
     assert streamed == both[0].completion
     spelled = ids(lm, "<|endoftext|><|code|>b")

@@ -55,8 +55,8 @@ def lm():
 
 
 def mean_line(lm, line):
-    options = {"max_new_tokens": 120, "eos_token_id": [], "num_return_sequences": 8, "line_length": line}
-    texts = [result.completion for result in lm.generate("a", **options, suppress_tokens=[lm.tokenizer.end_of_text])]
+    options = {"max_new_tokens": 120, "eos_token_id": [], "num_return_sequences": 32}
+    texts = [result.completion for result in lm.generate("a", line_length=line, **options)]
     lengths = [len(text) for whole in texts for text in whole.split("\n")[1:-1] if text]
     return np.mean(lengths), np.std(lengths)
 
@@ -77,7 +77,7 @@ def test_another_length_compiles_nothing_anew(lm):
 
 def test_a_growing_bias_on_the_end_shortens_texts_and_a_shrinking_one_lengthens_them(lm):
     def mean(**options):
-        results = lm.generate("a", max_new_tokens=100, num_return_sequences=32, **options)
+        results = lm.generate("a", max_new_tokens=120, num_return_sequences=32, **options)
         return np.mean([len(result.tokens) for result in results])
 
     free = mean()
