@@ -15,6 +15,7 @@ Sound = Callable[[str], str]
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _SPELLED = re.compile(r"(?:[aeiouy]+[^aeiouy]+e[sd]?|[aeiouy]+[^aeiouy]*)$")
 LINE_TOKENS = 48
+MOST = 16  # rhymes that a line is led to: few sizes of a bias, few compilations
 
 
 def spelled(word: str) -> str:
@@ -60,7 +61,8 @@ def couplets(
     Args:
       lm: the model; its tokenizer spells words with the space before them, as GPT-2's.
       prompt: whole lines before the verse, or its first words.
-      words: among which rhymes are looked for, such as the frequent words of the text it was trained on.
+      words: among which rhymes are looked for, such as the words of the text it was trained on, frequent ones first: a
+        line is led to the first 16 that rhyme.
       bias: in nats, to rhyming words and to line breaks after them.
       candidates: second lines to choose from.
       sound: what of a word must be the same.
@@ -76,7 +78,7 @@ def couplets(
     breaks = [i for i in range(len(lm.tokenizer)) if b"\n" in lm.tokenizer.spelling(i)]
     text, lines = prompt, []
     for number in range(2 * pairs):
-        wanted = rhyming(last_word(lines[-1]), words, sound) if number % 2 else []
+        wanted = rhyming(last_word(lines[-1]), words, sound)[:MOST] if number % 2 else []
         drawn = lm.generate(
             [text],
             seed=seed + number,
