@@ -2,6 +2,7 @@
 
     python scripts/evaluate.py --model=runs/quickstart --task=lambada_openai --data=lambada_test.jsonl
     python scripts/evaluate.py --model=openai-community/gpt2 --task=wikitext103,lambada --output=reports
+    python scripts/evaluate.py --model=runs/quickstart --task=humaneval --data=HumanEval.jsonl.gz --execute
     python scripts/evaluate.py --task=table --output=reports
 
 Tasks, each with its protocol, are in gpt2_jax/evaluation/tasks.py; `--task=table` prints what was published of them,
@@ -14,6 +15,7 @@ While a text is evaluated its sums are kept in --output; the same command goes o
     130  stopped by SIGINT
 """
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -22,9 +24,11 @@ from absl import app, flags, logging
 
 import gpt2_jax
 from gpt2_jax.evaluation import report, tasks
+from gpt2_jax.evaluation.humaneval import Drawing
 from gpt2_jax.evaluation.logprobs import spread
 from gpt2_jax.evaluation.outcome import Settings
 from gpt2_jax.evaluation.progress import Progress
+from gpt2_jax.evaluation.sandbox import Limits
 
 MODEL = flags.DEFINE_string("model", None, "Training run, folder or file of GPT-2 weights, or hub id.")
 TASK = flags.DEFINE_list("task", None, f"{', '.join(tasks.TASKS)}, several with commas, or table.")
@@ -44,6 +48,25 @@ STRIDE = flags.DEFINE_integer("stride", None, "Tokens from a window to the next;
 DETOKENIZE = flags.DEFINE_boolean(
     "detokenize", None, "Write text that is cut into words as people do; as the task says."
 )
+EXECUTE = flags.DEFINE_boolean("execute", False, "Execute the code that the model writes (task humaneval).")
+
+READ = {int: flags.DEFINE_integer, float: flags.DEFINE_float, tuple: flags.DEFINE_list}
+for group in (Drawing, Limits):
+    for field in dataclasses.fields(group):
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        help_ = f"{field.metadata['help']} By default {default}. Of code alone."
+        READ[type(field.default)](field.name, None, help_)
+
+
+def given(group: type) -> Drawing | Limits | None:
+    """The options of a group on the command line; None without any."""
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(group)}
+    values = {name: value for name, value in values.items() if value is not None}
+    if "k" in values:
+        if not all(k.isdecimal() for k in values["k"]):
+            raise gpt2_jax.InputError(f"k is {','.join(values['k'])}; it must be whole numbers with commas")
+        values["k"] = tuple(map(int, values["k"]))
+    return group(**values) if values else None
 
 
 def main(argv: list[str]) -> int:
@@ -75,6 +98,8 @@ def evaluate(chosen: list[tasks.Task], folder: Path | None) -> int:
         options = {
             "data": DATA.value, "limit": LIMIT.value, "batch_size": BATCH_SIZE.value, "context": CONTEXT.value,
             "stride": STRIDE.value, "detokenize": DETOKENIZE.value,
+            **(dataclasses.asdict(given(Drawing) or Drawing()) if task.draws else {}),
+            **(dataclasses.asdict(given(Limits) or Limits()) if task.executes else {}),
         }  # fmt: skip
         partial = None
         if folder is not None and task.documents is not None:
@@ -83,7 +108,8 @@ def evaluate(chosen: list[tasks.Task], folder: Path | None) -> int:
         with Progress(task.name) as progress:
             settings = Settings(
                 batch_size=BATCH_SIZE.value, limit=LIMIT.value, context=CONTEXT.value, stride=STRIDE.value,
-                detokenize=DETOKENIZE.value, partial=partial, progress=progress,
+                detokenize=DETOKENIZE.value, partial=partial, progress=progress, drawing=given(Drawing),
+                execute=EXECUTE.value, limits=given(Limits),
             )  # fmt: skip
             outcome = task.run(lm, DATA.value, settings)
         made = report.make(task, outcome, model, options, time.monotonic() - start)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gpt2_jax.errors import InputError, check
 from gpt2_jax.evaluation import sandbox
-from gpt2_jax.evaluation.sandbox import Limits, Outcome
+from gpt2_jax.evaluation.sandbox import Execution, Limits
 from gpt2_jax.generation import batches
 from gpt2_jax.generation.code import HUMANEVAL_STOPS, parses
 from gpt2_jax.generation.options import option
@@ -66,6 +66,12 @@ class Drawing:
         if self.samples > 1 and self.temperature == 0:
             raise InputError(f"samples is {self.samples} at temperature 0, which gives one; set a temperature above 0")
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of `lm.generate` but the seed."""
+        draw = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        return draw | ({"top_p": self.top_p} if self.temperature else {})
+
 
 @dataclasses.dataclass(frozen=True)
 class Solution:
@@ -75,13 +81,13 @@ class Solution:
       problem: whose.
       code: what follows the prompt.
       valid: whether both together parse.
-      outcome: of the execution; None if it was not executed.
+      execution: how it ended; None if it was not executed.
     """
 
     problem: Problem
     code: str
     valid: bool
-    outcome: Outcome | None = None
+    execution: Execution | None = None
 
 
 def problems(examples: Iterable[tuple[str, dict[str, Any]]]) -> list[Problem]:
@@ -130,9 +136,7 @@ def solve(
         batch_size,
         stop_strings=HUMANEVAL_STOPS,
         beyond_context="slide",
-        temperature=drawing.temperature,
-        max_new_tokens=drawing.max_new_tokens,
-        **({"top_p": drawing.top_p} if drawing.temperature else {}),
+        **drawing.options,
     )
     solutions = []
     for (problem, _), generation in zip(rows, drawn):
@@ -154,18 +158,20 @@ def check_execution(execute: bool, limits: Limits) -> None:
 
 
 def execute(solutions: Sequence[Solution], limits: Limits = Limits(), tell: Tell | None = None) -> list[Solution]:
-    """The solutions with their outcomes. One that does not parse is not run; the same code is run once.
+    """The solutions with their executions. One that does not parse is not run; the same code is run once.
 
     Raises:
       InputError: this machine cannot confine a process.
     """
-    outcomes: dict[str, Outcome] = {}
+    executions: dict[str, Execution] = {}
     executed = []
     for solution in solutions:
         program = solution.problem.program(solution.code)
-        if program not in outcomes:
-            outcomes[program] = sandbox.run(program, limits) if solution.valid else Outcome("failed", "SyntaxError", 0)
-        executed.append(dataclasses.replace(solution, outcome=outcomes[program]))
+        if program not in executions:
+            executions[program] = (
+                sandbox.run(program, limits) if solution.valid else Execution("failed", "SyntaxError", 0)
+            )
+        executed.append(dataclasses.replace(solution, execution=executions[program]))
         if tell is not None:
             tell(len(executed), len(solutions))
     return executed
@@ -190,5 +196,5 @@ def passes(solutions: Sequence[Solution], k: int) -> np.ndarray:
     """pass@k of each problem, float64 [problems], in the order in which they come."""
     counts = collections.defaultdict(list)
     for solution in solutions:
-        counts[solution.problem.task_id].append(solution.outcome.passed)
+        counts[solution.problem.task_id].append(solution.execution.passed)
     return np.array([pass_at_k(len(passed), sum(passed), k) for passed in counts.values()])

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2_jax.evaluation.humaneval import Drawing
+from gpt2_jax.evaluation.sandbox import Limits
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -34,6 +37,9 @@ class Settings:
       context, stride: of texts, see `perplexity`.
       detokenize: write the text as people do; None is as the task says.
       partial: of texts, the file of partial sums.
+      drawing: of code, how it is drawn; None is as its fields' defaults say.
+      execute: code that was drawn; it is refused otherwise.
+      limits: of what is executed.
       progress: told how much is done, how much there is, and of what.
     """
 
@@ -43,6 +49,9 @@ class Settings:
     stride: int | None = None
     detokenize: bool | None = None
     partial: Path | None = None
+    drawing: Drawing | None = None
+    execute: bool = False
+    limits: Limits | None = None
     progress: Callable[[int, int, str], None] | None = None
 
 

@@ -48,7 +48,7 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class Execution:
     """How a program ended.
 
     Attributes:
@@ -83,7 +83,7 @@ def describe(limits: Limits) -> str:
     )
 
 
-def run(code: str, limits: Limits = Limits()) -> Outcome:
+def run(code: str, limits: Limits = Limits()) -> Execution:
     """Runs `code` as a module to its end, or until a limit.
 
     The process leads a session of its own and can make no other process. Its environment is empty, its folder is
@@ -112,7 +112,7 @@ def run(code: str, limits: Limits = Limits()) -> Outcome:
         reason = text.strip().rpartition("\n")[2]
         raise InputError(f"this machine refuses to confine a process ({reason}), so no code is run; try on another")
     finished = told == confinement.READY + token.encode()
-    return Outcome(stopped or _result(process.returncode, text, finished), text, time.monotonic() - began)
+    return Execution(stopped or _result(process.returncode, text, finished), text, time.monotonic() - began)
 
 
 def _start(request: bytes, folder: str, report: int) -> subprocess.Popen:

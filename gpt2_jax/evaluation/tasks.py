@@ -5,10 +5,12 @@ import re
 from collections.abc import Callable
 
 from gpt2_jax.errors import InputError, suggest
-from gpt2_jax.evaluation import choices, control, lambada, texts
+from gpt2_jax.evaluation import choices, code_tasks, control, lambada, texts
 from gpt2_jax.evaluation.examples import OwnFiles, Source
+from gpt2_jax.evaluation.humaneval import COLUMNS, Drawing
 from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings
 from gpt2_jax.evaluation.perplexity import Perplexity, perplexity
+from gpt2_jax.evaluation.sandbox import Limits
 from gpt2_jax.language_model import LanguageModel
 
 LONGEST_LABEL = 60  # characters of it that are of the data
@@ -26,6 +28,8 @@ class Task:
       answer: runs it where answers are scored.
       documents: reads the texts where the perplexity is asked for: (examples, limit, detokenize) -> texts.
       detokenize: whether the text is written as people do; None: there is nothing to be undone.
+      draws: whether the model writes code.
+      executes: whether that is run.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Task:
     answer: Callable[[LanguageModel, texts.Examples, Settings], Outcome] | None = None
     documents: Callable[[texts.Examples, int | None, bool], list] | None = None
     detokenize: bool | None = None
+    draws: bool = False
+    executes: bool = False
 
     def run(self, lm: LanguageModel, data: str | None = None, settings: Settings | None = None) -> Outcome:
         """Evaluates a model.
@@ -49,7 +55,9 @@ class Task:
         settings = Settings() if settings is None else settings
         self._check(settings)
         detokenize = self.detokenize if settings.detokenize is None else settings.detokenize
-        settings = dataclasses.replace(settings, detokenize=detokenize)
+        settings = dataclasses.replace(
+            settings, detokenize=detokenize, drawing=settings.drawing or Drawing(), limits=settings.limits or Limits()
+        )
         if self.answer is not None:
             return self.answer(lm, self.source.examples(data, settings.limit), settings)
         documents = self.documents(self.source.examples(data), settings.limit, bool(detokenize))
@@ -75,6 +83,13 @@ class Task:
             for name in ("context", "stride"):
                 if (value := getattr(settings, name)) is not None:
                     raise InputError(f"{name} is {value}, and {self.name} has no long texts; leave it out")
+        for what, given, has, verb in (
+            ("how to draw", settings.drawing is not None, self.draws, "draws"),
+            ("leave to execute", settings.execute, self.executes, "executes"),
+            ("a limit of what is executed", settings.limits is not None, self.executes, "executes"),
+        ):
+            if given and not has:
+                raise InputError(f"{what} is given, and {self.name} {verb} nothing; leave it out")
         if self.detokenize is None and settings.detokenize is not None:
             raise InputError(
                 f"detokenize is {settings.detokenize}, and the text of {self.name} is not cut into words; leave it out"
@@ -168,6 +183,14 @@ TASKS = {task.name: task for task in (
         "hellaswag_llmc", "which of four endings of a paragraph, as in llm.c",
         Source(("ctx", "endings", "label"), "Rowan/hellaswag", split="validation", revision=CONVERTED),
         answer=choices.hellaswag_llmc,
+    ),
+    Task(
+        "humaneval", "functions of Python that pass their tests, executed with --execute alone, as in the Codex paper",
+        Source(COLUMNS, "openai/openai_humaneval"), answer=code_tasks.humaneval, draws=True, executes=True,
+    ),
+    Task(
+        "syntax", "code continued to the end of its block, which parses or not",
+        Source(("prompt",), "openai/openai_humaneval"), answer=code_tasks.syntax, draws=True,
     ),
 )}  # fmt: skip
 

@@ -20,7 +20,7 @@ from gpt2_jax.evaluation.humaneval import (
     problems,
     solve,
 )
-from gpt2_jax.evaluation.sandbox import Limits, Outcome
+from gpt2_jax.evaluation.sandbox import Execution, Limits
 from gpt2_jax.generation.code import HUMANEVAL_STOPS
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
@@ -55,8 +55,8 @@ def test_solutions_are_executed_against_their_tests():
     solutions = [Solution(ADD, code, valid="(\n" not in code) for code in codes] * 2
     done = []
     executed = execute(solutions, Limits(seconds=1), tell=lambda *counts: done.append(counts))
-    assert [s.outcome.result for s in executed] == [*codes.values()] * 2 and done[-1] == (10, 10)
-    assert executed[0].outcome is executed[5].outcome  # the same program is run once
+    assert [s.execution.result for s in executed] == [*codes.values()] * 2 and done[-1] == (10, 10)
+    assert executed[0].execution is executed[5].execution  # the same program is run once
     np.testing.assert_allclose(passes(executed, 1), [2 / 10])
     np.testing.assert_allclose(passes(executed, 9), [1.0])
 
@@ -92,7 +92,7 @@ def test_solutions_are_drawn_to_the_stop_strings_of_humaneval(lm):
     assert len(solutions) == 6 == done[-1][0] and [s.code for s in solutions[:3]] == [s.code for s in solutions[3:]]
     alone = lm.generate([ADD.prompt] * 4, seed=[6, 0, 0, 0], temperature=1.0, top_p=0.95, max_new_tokens=20,
                         stop_strings=HUMANEVAL_STOPS, beyond_context="slide")[0]  # fmt: skip
-    assert solutions[1].code == alone.completion and solutions[1].outcome is None
+    assert solutions[1].code == alone.completion and solutions[1].execution is None
 
 
 def records(*problems):
@@ -138,7 +138,7 @@ def test_wrong_options(options, message):
 
 
 def test_outcomes_are_counted_by_problem():
-    outcome = lambda passed: Outcome("passed" if passed else "failed", "", 0.1)
+    outcome = lambda passed: Execution("passed" if passed else "failed", "", 0.1)
     other = Problem("Test/1", ADD.prompt, ADD.canonical_solution, ADD.test, "add")
     solutions = [Solution(p, "", True, outcome(ok)) for p, ok in ((ADD, 1), (ADD, 0), (other, 0), (other, 0))]
     np.testing.assert_allclose(passes(solutions, 1), [0.5, 0])

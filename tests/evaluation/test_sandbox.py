@@ -8,7 +8,7 @@ import pytest
 
 from gpt2_jax import InputError
 from gpt2_jax.evaluation import confinement, sandbox
-from gpt2_jax.evaluation.sandbox import Limits, Outcome, run
+from gpt2_jax.evaluation.sandbox import Execution, Limits, run
 
 pytestmark = pytest.mark.skipif(confinement.supported() is not None, reason=f"executing code {confinement.supported()}")
 LIMITS = Limits(seconds=1, memory=256 << 20, file_size=1 << 16, output=1 << 12)
@@ -99,4 +99,4 @@ def test_what_it_means_is_told_and_limits_are_checked():
         assert part in told
     with pytest.raises(InputError, match="memory is 0; it must be a whole number, at least 1"):
         Limits(memory=0)
-    assert not Outcome("ended", "", 0.0).passed and sys.platform == "linux"
+    assert not Execution("ended", "", 0.0).passed and sys.platform == "linux"
