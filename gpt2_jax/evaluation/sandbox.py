@@ -28,10 +28,10 @@ Result = Literal["passed", "failed", "ended", "time", "memory", "output", "kille
 class Limits:
     """What a process may use."""
 
-    seconds: int = option(5, "Seconds of CPU time; three times as many, and 5, may pass on the clock.")
-    memory: int = option(1 << 30, "Bytes of address space.")
-    file_size: int = option(1 << 20, "Bytes of each file that is written.")
-    output: int = option(1 << 16, "Bytes that may be printed.")
+    cpu_seconds: int = option(5, "Seconds of CPU time; three times as many, and 5, may pass on the clock.")
+    memory_bytes: int = option(1 << 30, "Bytes of address space.")
+    file_bytes: int = option(1 << 20, "Bytes of each file that is written.")
+    output_bytes: int = option(1 << 16, "Bytes that may be printed.")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -42,8 +42,8 @@ class Limits:
     def of_kernel(self) -> dict[str, int]:
         """The limits that the kernel keeps, by their names in `resource`."""
         return {
-            "RLIMIT_CPU": self.seconds, "RLIMIT_AS": self.memory, "RLIMIT_FSIZE": self.file_size, "RLIMIT_CORE": 0,
-            "RLIMIT_NOFILE": 64,
+            "RLIMIT_CPU": self.cpu_seconds, "RLIMIT_AS": self.memory_bytes, "RLIMIT_FSIZE": self.file_bytes,
+            "RLIMIT_CORE": 0, "RLIMIT_NOFILE": 64,
         }  # fmt: skip
 
 
@@ -78,8 +78,8 @@ def describe(limits: Limits) -> str:
     files = "write files there alone" if confinement.guards_files() else "write files (this kernel has no Landlock)"
     return (
         "each program runs in a process and a temporary folder of its own, with an empty environment, "
-        f"{limits.seconds} s of CPU, {limits.memory >> 20:,} MiB of memory, {limits.output >> 10:,} KiB of output, no "
-        f"network, and no other process or thread; it can read this user's files and {files}"
+        f"{limits.cpu_seconds} s of CPU, {limits.memory_bytes >> 20:,} MiB of memory, "
+        f"{limits.output_bytes >> 10:,} KiB of output, no network, and no other process or thread; it can read this user's files and {files}"
     )
 
 
@@ -103,7 +103,7 @@ def run(code: str, limits: Limits = Limits()) -> Execution:
         finally:
             os.close(writing)
         try:
-            output, stopped = _watch(process, began + 3 * limits.seconds + GRACE, limits.output)
+            output, stopped = _watch(process, began + 3 * limits.cpu_seconds + GRACE, limits.output_bytes)
         finally:
             _kill(process)
         told = report.read()

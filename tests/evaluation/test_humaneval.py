@@ -54,7 +54,7 @@ def test_solutions_are_executed_against_their_tests():
              "    exit(0)\n": "ended", "    import os; os._exit(0)\n": "ended"}  # fmt: skip
     solutions = [Solution(ADD, code, valid="(\n" not in code) for code in codes] * 2
     done = []
-    executed = execute(solutions, Limits(seconds=1), tell=lambda *counts: done.append(counts))
+    executed = execute(solutions, Limits(cpu_seconds=1), tell=lambda *counts: done.append(counts))
     assert [s.execution.result for s in executed] == [*codes.values()] * 2 and done[-1] == (10, 10)
     assert executed[0].execution is executed[5].execution  # the same program is run once
     np.testing.assert_allclose(passes(executed, 1), [2 / 10])

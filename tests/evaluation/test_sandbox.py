@@ -11,7 +11,7 @@ from gpt2_jax.evaluation import confinement, sandbox
 from gpt2_jax.evaluation.sandbox import Execution, Limits, run
 
 pytestmark = pytest.mark.skipif(confinement.supported() is not None, reason=f"executing code {confinement.supported()}")
-LIMITS = Limits(seconds=1, memory=256 << 20, file_size=1 << 16, output=1 << 12)
+LIMITS = Limits(cpu_seconds=1, memory_bytes=256 << 20, file_bytes=1 << 16, output_bytes=1 << 12)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,6 @@ def test_what_it_means_is_told_and_limits_are_checked():
     told = sandbox.describe(Limits())
     for part in ("5 s of CPU", "1,024 MiB of memory", "64 KiB of output", "no network", "no other process or thread"):
         assert part in told
-    with pytest.raises(InputError, match="memory is 0; it must be a whole number, at least 1"):
-        Limits(memory=0)
+    with pytest.raises(InputError, match="memory_bytes is 0; it must be a whole number, at least 1"):
+        Limits(memory_bytes=0)
     assert not Execution("ended", "", 0.0).passed and sys.platform == "linux"
