@@ -78,8 +78,8 @@ def describe(limits: Limits) -> str:
     files = "write files there alone" if confinement.guards_files() else "write files (this kernel has no Landlock)"
     return (
         "each program runs in a process and a temporary folder of its own, with an empty environment, "
-        f"{limits.cpu_seconds} s of CPU, {limits.memory_bytes >> 20:,} MiB of memory, {limits.output_bytes >> 10:,} KiB "
-        f"of output, no network, and no other process or thread; it can read this user's files and {files}"
+        f"{limits.cpu_seconds} s of CPU, {limits.memory_bytes >> 20:,} MiB of memory, {limits.output_bytes >> 10:,} "
+        f"KiB of output, no network, and no other process or thread; it can read this user's files and {files}"
     )
 
 
