@@ -10,6 +10,7 @@ import numpy as np
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, one_line
 from gpt2_jax.training.program import Program
+from gpt2_jax.training.selection import split
 
 SIGN = "RESOURCE_EXHAUSTED"  # in the errors of XLA, whatever the device
 
@@ -43,10 +44,10 @@ def known_arrays(config: Config, program: Program) -> dict[str, float]:
     rows = config.training.batch_size // config.training.accumulation_steps
     rows /= program.mesh.shape["data"] * program.mesh.shape["fsdp"]
     positions = config.sequence_length / program.mesh.shape["sequence"] / config.training.loss_chunks
-    parameters = on_device(shapes.model, shardings.model)
+    trained = lambda tree: split(tree.model, config.finetune)[0]
     arrays = {
-        "parameters": parameters,
-        "their gradients": parameters,
+        "parameters": on_device(shapes.model, shardings.model),
+        "their gradients": on_device(trained(shapes), trained(shardings)),
         "optimizer state": on_device(shapes.opt_state, shardings.opt_state),
         "float32 logits": 4 * rows * positions * config.model.padded_vocab_size / program.mesh.shape["model"],
     }

@@ -21,6 +21,7 @@ from gpt2_jax.training.step import init_state, make_train_step
 
 ONE = jax.devices()[:1]
 ATTENTION = FinetuneConfig(train=r"\.attn\.|^ln_f", freeze="bias$")
+LAYERED = dataclasses.replace(ATTENTION, freeze_layers=1, layer_decay=0.5)
 TRAINED = {"h.attn.c_attn.kernel", "h.attn.c_proj.kernel", "ln_f.scale"}
 
 
@@ -40,8 +41,16 @@ def named(tree):
     return {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def start(config):
-    return named(jax.jit(lambda: init_state(config, make_optimizer(OPTIMIZER, 100), 0))().model)
+@pytest.fixture(scope="module")
+def before(small):
+    """The first parameters, by name."""
+    return named(jax.jit(lambda: init_state(small, make_optimizer(OPTIMIZER, 100), 0))().model)
+
+
+@pytest.fixture(scope="module")
+def eight(small, batches):
+    """(losses, last state) on 8 devices, in parts and chunks."""
+    return run(small, batches, mesh=MeshConfig(2, 2, 2), finetune=LAYERED, accumulation_steps=2, loss_chunks=4)
 
 
 def test_split_and_join(small):
@@ -56,23 +65,24 @@ def test_split_and_join(small):
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon"])
-def test_what_is_frozen_stays_to_the_bit_and_has_no_state(small, batches, name):
-    optimizer = dataclasses.replace(OPTIMIZER, name=name, moments_dtype="float32")
-    before = start(small)
-    _, state = run(small, batches, devices=ONE, optimizer=optimizer, finetune=ATTENTION)
-    for parameter, x in named(state.model).items():
-        assert (np.asarray(x) != before[parameter]).any() == (parameter in TRAINED), parameter
+def test_what_is_frozen_has_no_state(small, name):
+    tx = make_optimizer(dataclasses.replace(OPTIMIZER, name=name), 100)
+    state = jax.eval_shape(functools.partial(init_state, small, tx, 0, ATTENTION))
     of_state = named(state.opt_state)
     assert any("c_attn" in leaf for leaf in of_state)
     assert not [leaf for leaf in of_state if leaf.endswith(("bias", "embedding", "mlp.c_fc.kernel"))]
+    jax.eval_shape(make_train_step(tx, make_schedule(OPTIMIZER, 100), finetune=ATTENTION), state, batch_of(8, 16))
 
 
-@pytest.mark.parametrize("options", [{"accumulation_steps": 2}, {"loss_chunks": 4}], ids=str)
-def test_eight_devices_parts_and_chunks_give_the_same_losses(small, batches, options):
-    finetune = dataclasses.replace(ATTENTION, freeze_layers=1, layer_decay=0.5)
-    one, _ = run(small, batches, devices=ONE, finetune=finetune)
-    eight, state = run(small, batches, mesh=MeshConfig(2, 2, 2), finetune=finetune, **options)
-    np.testing.assert_allclose(eight, one, rtol=1e-5)
+def test_what_is_frozen_stays_to_the_bit(eight, before):
+    for parameter, x in named(eight[1].model).items():
+        assert (np.asarray(x) != before[parameter]).any() == (parameter in TRAINED), parameter
+
+
+def test_eight_devices_parts_and_chunks_give_the_same_losses(small, batches, eight):
+    one, _ = run(small, batches, devices=ONE, finetune=LAYERED)
+    curve, state = eight
+    np.testing.assert_allclose(curve, one, rtol=1e-5)
     specs = {name: leaf.sharding.spec for name, leaf in named(state.opt_state).items()}
     moments = [spec for name, spec in specs.items() if name.endswith("mu.h.attn.c_attn.kernel")]
     assert moments == [named(state.model)["h.attn.c_attn.kernel"].sharding.spec]
@@ -89,25 +99,27 @@ def test_the_gradient_is_that_of_all_without_the_frozen(small, batches):
     assert squares**0.5 == pytest.approx(norm_of_all, rel=1e-5)
 
 
-def cost(config, finetune, **options):
+def batch_of(B, T):
+    return {"tokens": jax.ShapeDtypeStruct((B, T + 1), jnp.int32), "mask": jax.ShapeDtypeStruct((B, T), bool)}
+
+
+def cost(config, finetune):
     """(FLOPs, bytes at the peak beside what goes in and out) of a compiled step, blocks unrolled so that all count."""
     config = dataclasses.replace(config, scan_unroll=config.n_layer, remat="none")
     tx = make_optimizer(OPTIMIZER, 100)
     state = jax.eval_shape(functools.partial(init_state, config, tx, 0, finetune))
-    step = make_train_step(tx, make_schedule(OPTIMIZER, 100), finetune=finetune, **options)
-    batch = {"tokens": jax.ShapeDtypeStruct((8, 33), jnp.int32), "mask": jax.ShapeDtypeStruct((8, 32), bool)}
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    step = make_train_step(tx, make_schedule(OPTIMIZER, 100), finetune=finetune, loss_chunks=4)
+    compiled = jax.jit(step, donate_argnums=0).lower(state, batch_of(8, 32)).compile()
     memory = compiled.memory_analysis()
     return compiled.cost_analysis()["flops"], memory.temp_size_in_bytes, memory.argument_size_in_bytes
 
 
-@pytest.mark.parametrize("chunks", [1, 4])
-def test_gradients_of_what_is_frozen_are_not_computed(small, chunks):
+def test_gradients_of_what_is_frozen_are_not_computed(small):
     """Of a matrix's three products, forward and both backward, one is gone; its gradient and moments are, too."""
     config = dataclasses.replace(small, n_embd=64, vocab_size=512)
-    all_of_it = cost(config, ALL, loss_chunks=chunks)
-    little = cost(config, FinetuneConfig(train="^ln_f"), loss_chunks=chunks)
-    mlp_frozen = cost(config, FinetuneConfig(freeze=r"mlp.*kernel"), loss_chunks=chunks)
+    all_of_it = cost(config, ALL)
+    little = cost(config, FinetuneConfig(train="^ln_f"))
+    mlp_frozen = cost(config, FinetuneConfig(freeze=r"mlp.*kernel"))
     tokens, in_mlp = 8 * 32, config.n_layer * 8 * config.n_embd**2
     assert all_of_it[0] - mlp_frozen[0] > 0.95 * 2 * tokens * in_mlp
     assert all_of_it[2] - mlp_frozen[2] == 2 * 4 * in_mlp
@@ -116,8 +128,7 @@ def test_gradients_of_what_is_frozen_are_not_computed(small, chunks):
     assert full - flops_per_token(config, 10**6, 32, frozen=in_mlp) == 2 * in_mlp
 
 
-def test_layers_that_are_frozen_within_a_stack(small, batches):
-    before = start(small)
+def test_layers_that_are_frozen_within_a_stack(small, batches, before):
     decaying = dataclasses.replace(OPTIMIZER, weight_decay=0.5)
     finetune = FinetuneConfig(freeze_layers=1)
     curve, state = run(small, batches, devices=ONE, optimizer=decaying, finetune=finetune)
@@ -152,23 +163,21 @@ def test_rates_fall_from_layer_to_layer(small, tied):
     assert at_rates(ones, ALL) is ones
 
 
-def test_the_first_step_is_at_the_rates(small, batches):
+def test_the_first_step_is_at_the_rates(small, batches, before):
     """Adam's first step without decay is the rate for every weight that has a gradient."""
-    before = start(small)
     optimizer = dataclasses.replace(OPTIMIZER, weight_decay=0.0, warmup_steps=0, eps=1e-12)
     _, state = run(small, batches[:1], devices=ONE, optimizer=optimizer, finetune=FinetuneConfig(layer_decay=0.5))
     kernel = np.abs(np.asarray(state.model.h.mlp.c_fc.kernel) - before["h.mlp.c_fc.kernel"])
     np.testing.assert_allclose(np.median(kernel, (1, 2)), [0.25e-2, 0.5e-2], rtol=1e-3)
 
 
-def test_a_checkpoint_has_moments_of_what_is_trained_alone(small, batches, tmp_path):
-    mesh = make_mesh(MeshConfig(2, 2, 2))
-    _, state = run(small, batches[:1], mesh=MeshConfig(2, 2, 2), finetune=ATTENTION)
+def test_a_checkpoint_has_moments_of_what_is_trained_alone(small, eight, tmp_path):
+    mesh, state = make_mesh(MeshConfig(2, 2, 2)), eight[1]
     with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
         checkpoints.save(state, {}, "", None)
         checkpoints.wait()
-        shapes = jax.eval_shape(functools.partial(init_state, small, make_optimizer(OPTIMIZER, 100), 0, ATTENTION))
-        restored = checkpoints.restore(1, abstract_state(shapes, tree_shardings(shapes, mesh)))
+        shapes = jax.eval_shape(functools.partial(init_state, small, make_optimizer(OPTIMIZER, 100), 0, LAYERED))
+        restored = checkpoints.restore(3, abstract_state(shapes, tree_shardings(shapes, mesh)))
     jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(restored), jax.tree.leaves(state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
 

@@ -14,8 +14,9 @@ from short_runs import use_devices
 
 import gpt2_jax
 from gpt2_jax import InputError, LanguageModel
-from gpt2_jax.config import CheckpointConfig, Config, MeshConfig
+from gpt2_jax.config import CheckpointConfig, Config, DataConfig, MeshConfig
 from gpt2_jax.data import dataset
+from gpt2_jax.data.prepare import prepare
 from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.model import GPT2, unstack
 from gpt2_jax.model_config import GPT2Config
@@ -137,14 +138,17 @@ def workdir(lm, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("which", "step"), [("", 1), ("@best", 1), ("@latest", 3), ("@2", 2)])
-def test_a_checkpoint_of_a_run_on_a_mesh(workdir, which, step):
-    start = open_start(f"{workdir}{which}")
-    assert start.name == f"step {step} of {workdir}"
+def test_which_checkpoint_of_a_run(workdir, which, step):
+    assert open_start(f"{workdir}{which}").name == f"step {step} of {workdir}"
+
+
+def test_a_checkpoint_of_a_run_on_a_mesh(workdir):
+    start = open_start(f"{workdir}@2")
     mesh = make_mesh(MeshConfig(2, 2, 2))
     config = dataclasses.replace(start.config, vocab_size=40, n_positions=20, vocab_multiple=128)
     model = start.load(config, mesh)
     assert model.config == config
-    want = gpt2_jax.load(workdir, step=step).model
+    want = gpt2_jax.load(workdir, step=2).model
     assert_same(unstack(model).h, want.h)
     got, rows = np.asarray(model.wte.embedding[...]), len(start.tokenizer)
     assert got.shape == (128, 16) and (got[40:] == 0).all()
@@ -212,6 +216,24 @@ def test_a_tokenizer_of_other_ids_is_refused(workdir):
 def test_start_and_tokenizer_go_together(groups, message):
     with pytest.raises(InputError, match=message):
         Config.from_dict(groups)
+
+
+def test_a_tokenizer_that_the_model_has_no_room_for_is_refused(lm, tmp_path):
+    folder = gpt2_jax.save(lm, tmp_path / "there")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 3}))
+    with pytest.raises(InputError, match=r"entries and the model 3; they do not belong together"):
+        open_start(str(folder))
+
+
+def test_tokens_are_of_the_start_s_tokenizer_alone(lm, tmp_path):
+    (tmp_path / "mine.txt").write_text(TEXT)
+    config = DataConfig(source="files", paths=str(tmp_path / "mine.txt"), tokenizer="start")
+    with pytest.raises(InputError, match=r"data.tokenizer is 'start', which only a run with finetune.start has; give"):
+        prepare(config, tmp_path / "out", progress=lambda _: None)
+    prepare(config, tmp_path / "out", start=lm.tokenizer, progress=lambda _: None)
+    with pytest.raises(InputError, match=r"holds tokens of another corpus: the tokenizer of the start changed; delete"):
+        prepare(config, tmp_path / "out", start=train_characters([TEXT]), progress=lambda _: None)
 
 
 COLORS, VERBS = ("red", "rare", "wild", "dear"), ("blow", "fade", "sigh")
