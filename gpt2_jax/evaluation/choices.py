@@ -65,14 +65,12 @@ def cbt_file(text: str) -> Iterator[dict[str, Any]]:
     sentences: list[str] = []
     for line in text.split("\n"):
         number, _, rest = line.strip().partition(" ")
+        parts = re.split(r"\t+", rest)
+        if number and (not number.isdecimal() or (number == "21" and len(parts) != 3)):
+            raise InputError(f"the line {line!r:.60} is none of the Children's Book Test; fetch the file again")
         if not number:
             sentences = []
         elif number == "21":
-            parts = re.split(r"\t+", rest)
-            if len(parts) != 3:
-                raise InputError(
-                    f"the line {line!r:.60} is no question of the Children's Book Test; fetch the file again"
-                )
             question, answer, options = parts
             yield {"sentences": sentences, "question": question, "answer": answer, "options": options.split("|")}
         else:

@@ -77,8 +77,9 @@ class Task:
         return f"{self.name}-{re.sub(r'[^A-Za-z0-9.]+', '_', data).strip('_')[-LONGEST_LABEL:]}"
 
     def _check(self, settings: Settings) -> None:
-        if settings.limit is not None and settings.limit < 1:
-            raise InputError(f"limit is {settings.limit}; it must be at least 1")
+        for name in ("limit", "batch_size"):
+            if (value := getattr(settings, name)) is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
         if self.answer is not None:
             for name in ("context", "stride"):
                 if (value := getattr(settings, name)) is not None:

@@ -71,8 +71,9 @@ def test_a_file_of_the_childrens_book_test():
         "options": ["cat", "dog"],
     }  # fmt: skip
     assert second["sentences"] == ["Next ."]
-    with pytest.raises(InputError, match="is no question of the Children's Book Test; fetch the file again"):
-        list(choices.cbt_file("21 The XXXXX ran ."))
+    for line in ("21 The XXXXX ran .", "The fox ran ."):
+        with pytest.raises(InputError, match="is none of the Children's Book Test; fetch the file again"):
+            list(choices.cbt_file(line))
 
 
 def test_hellaswag_as_lm_evaluation_harness_has_it(lm, naive):

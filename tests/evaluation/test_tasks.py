@@ -80,6 +80,7 @@ def test_eight_devices_and_a_limit(lm, file):
             "detokenize is True, and the text of enwik8 is not cut into words; ",
         ),
         ("ptb", {"limit": 0}, "limit is 0; it must be at least 1"),
+        ("lambada", {"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ("ptb", {"stride": 40}, "stride is 40; it must be from 1 to the context, 32"),
     ],
 )
