@@ -29,7 +29,7 @@ from gpt2_jax.model import GPT2, model_of_shapes, parameter_name, parameter_name
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.resizing import resize
 from gpt2_jax.tensor_files import TYPES, Tensor, make_folder, read_safetensors, write_safetensors, writing
-from gpt2_jax.training.finetune_options import LoraConfig
+from gpt2_jax.training.finetune_options import ADAPTERS, LoraConfig
 from gpt2_jax.weight_layout import file_shapes, name_in_file, plain_name, to_file, to_model
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -255,7 +255,7 @@ def _modules(model: GPT2, config: LoraConfig) -> list[str]:
         return []
     names = {re.sub(r"^h\.\d+\.", "h.", name) for name in jax.tree.leaves(parameter_names(model))}
     names = {name.removesuffix("weight") + "kernel" if name.endswith(".weight") else name for name in names}
-    found = [name for name in names if re.search(config.also_train, name) and not re.search(lora.PARAMETERS, name)]
+    found = [name for name in names if re.search(config.also_train, name) and not re.search(ADAPTERS, name)]
     modules = {name.rpartition(".")[0] for name in found}
     if model.config.tie_word_embeddings and "wte" in modules:
         modules.add("lm_head")  # PEFT leaves an output layer as it was, unless it is saved, too

@@ -19,7 +19,7 @@ from gpt2_jax.data.options import START, DataConfig
 from gpt2_jax.errors import InputError, check, one_line, shown, suggest
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.device_options import DistributedConfig, MeshConfig
-from gpt2_jax.training.finetune_options import FinetuneConfig
+from gpt2_jax.training.finetune_options import FinetuneConfig, LoraConfig
 from gpt2_jax.training.options import (
     CheckpointConfig,
     EvaluationConfig,
@@ -37,6 +37,7 @@ class Config:
     model: GPT2Config
     data: DataConfig = DataConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -80,12 +81,23 @@ class Config:
             if trained
             else "'bpe', 'characters', a tokenizer.json, a folder or a hub id unless finetune.start names a model",
         )
+        if self.lora.rank:
+            adapted = "with lora.rank, whose adapters are trained beside what lora.also_train names"
+            check(bool(self.finetune.start), "finetune.start", "", f"the model that they adapt {adapted}")
+            for name in ("train", "freeze"):
+                value = getattr(self.finetune, name)
+                check(value == "", f"finetune.{name}", value, f"left empty {adapted}")
         check(
             self.profile.start <= self.training.steps,
             "profile.start",
             self.profile.start,
             f"at most training.steps ({self.training.steps})",
         )
+
+    @property
+    def selection(self) -> FinetuneConfig:
+        """Which parameters are trained: of adapters these, and what they name."""
+        return dataclasses.replace(self.finetune, train=self.lora.trained) if self.lora.rank else self.finetune
 
     @property
     def sequence_length(self) -> int:

@@ -15,12 +15,11 @@ from flax import nnx
 
 from gpt2_jax.errors import InputError, shown
 from gpt2_jax.layers import Adaptable, Adapter
-from gpt2_jax.model import GPT2, LINEARS
-from gpt2_jax.training.finetune_options import FinetuneConfig, LoraConfig
+from gpt2_jax.model import GPT2, LINEARS, parameter_names
+from gpt2_jax.training.finetune_options import ADAPTERS, FinetuneConfig, LoraConfig
 from gpt2_jax.training.selection import split
 
 NAMES = [f"h.{part}.{name}" for part, name in LINEARS]  # by which targets are meant, whatever the layer
-PARAMETERS = r"\.lora_[ab]$"  # names of adapters' parameters
 
 
 def attach(model: GPT2, config: LoraConfig, key: jax.Array) -> GPT2:
@@ -28,11 +27,12 @@ def attach(model: GPT2, config: LoraConfig, key: jax.Array) -> GPT2:
 
     Args:
       model: stacked or not; stays as it is.
-      config: `rank`, `targets`, `dropout` and what makes the scale.
+      config: as the class says.
       key: of A, which is the same for a stacked model and an unstacked one.
 
     Raises:
-      InputError: no layer matches `targets`, the rank is 0 or above a kernel's sides, or there are adapters already.
+      InputError: no layer matches `targets`, or no parameter `also_train`; the rank is 0 or above a kernel's sides; or
+        there are adapters already.
     """
     targets = [name for name in NAMES if re.search(config.targets, name)]
     if not targets:
@@ -40,6 +40,12 @@ def attach(model: GPT2, config: LoraConfig, key: jax.Array) -> GPT2:
     if config.rank < 1:
         raise InputError(f"lora.rank is {config.rank}; adapters need at least 1")
     check_bare(model)
+    there = {re.sub(r"^h\.\d+\.", "h.", name) for name in jax.tree.leaves(parameter_names(model))}
+    if config.also_train and not any(re.search(config.also_train, name) for name in there):
+        raise InputError(
+            f"lora.also_train is {shown(config.also_train)}, which is found in no parameter's name; the names are "
+            f"{', '.join(sorted(there))}"
+        )
     copy, layers = _copy(model), model.config.n_layer
     keys = {name: jax.random.split(jax.random.fold_in(key, i), layers) for i, name in enumerate(NAMES)}
     for name, layer, linear in linears(copy):
@@ -82,7 +88,7 @@ def adapters(model: GPT2) -> GPT2:
     Raises:
       InputError: it has no adapters.
     """
-    return split(model, FinetuneConfig(train=PARAMETERS))[0]
+    return split(model, FinetuneConfig(train=ADAPTERS))[0]
 
 
 def is_attached(model: GPT2) -> bool:

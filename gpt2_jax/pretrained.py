@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gpt2_jax import compilation_cache, json_files, tokenizer_files, weights
+from gpt2_jax import adapter_files, compilation_cache, json_files, lora, tokenizer_files, weights
 from gpt2_jax.config import Config
+from gpt2_jax.data.options import START
 from gpt2_jax.errors import InputError, one_line, shown
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, parameter_name
@@ -39,6 +40,7 @@ def load(
     tokenizer: Source | None = None,
     n_positions: int | None = None,
     dtype: str | None = None,
+    adapter: str | Path | None = None,
 ) -> LanguageModel:
     """Opens a trained model.
 
@@ -50,6 +52,8 @@ def load(
       tokenizer: instead of the model's own: a `Tokenizer`, or what `gpt2_jax.tokenizer_files.load` takes.
       n_positions: crop the context to so many positions.
       dtype: of activations and matrix products, "float32" or "bfloat16"; None is a run's own, and float32 for files.
+      adapter: of the model at `path`, to be merged into it: a folder or hub id with PEFT's LoRA files. Where it has a
+        tokenizer, that is the model's.
 
     Raises:
       InputError: nothing to load at `path`, or files that are not GPT-2's, damaged, or do not fit each other.
@@ -67,6 +71,8 @@ def load(
         if revision is not None and there:
             raise InputError(f"revision is {revision!r}, but {path} is a path; only hub ids have revisions")
         lm = _load_files(folder if there else fetch(str(path), revision), tokenizer, dtype)
+    if adapter is not None:
+        lm = _with_adapter(lm, adapter, tokenizer)
     if n_positions is not None:
         lm = LanguageModel(resize(lm.model, n_positions=n_positions), lm.tokenizer)
     return lm
@@ -106,6 +112,27 @@ def _load_files(path: Path, other_tokenizer: Source | None, dtype: str | None) -
     return LanguageModel(weights.load(files, config), own_tokenizer)
 
 
+def _with_adapter(lm: LanguageModel, adapter: str | Path, other_tokenizer: Source | None) -> LanguageModel:
+    """The model with PEFT's adapter merged, and the adapter's tokenizer if it has one."""
+    folder = Path(os.path.expanduser(adapter))
+    if os.path.isdir(folder / "checkpoints"):
+        raise InputError(
+            f"adapter is {adapter}, a training run; load it as it is, or write its adapter as PEFT's files first "
+            "(scripts/convert.py --format=peft)"
+        )
+    folder = folder if os.path.exists(folder) else fetch(str(adapter), None)
+    model = lora.merge(adapter_files.load(folder, lm.model))
+    check_finite(model, f"the model with the adapter {folder}")
+    own = other_tokenizer is None and (folder / "tokenizer.json").is_file()
+    tokenizer = tokenizer_files.load(folder) if own else lm.tokenizer
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(
+            f"the tokenizer of {folder} has {len(tokenizer)} entries and the model with its adapter "
+            f"{model.config.vocab_size}; give the adapter's own base, or tokenizer="
+        )
+    return LanguageModel(model, tokenizer)
+
+
 def _tokenizer(source: Source) -> Tokenizer:
     return source if isinstance(source, Tokenizer) else tokenizer_files.load(source)
 
@@ -120,11 +147,13 @@ def _load_run(
         groups, saved_tokenizer = checkpoints.read_json(step)
         config = model_of(groups)
         config = dataclasses.replace(config, dtype=dtype or config.dtype)
+        own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
+        if (with_adapters := adapters_of(groups)) is not None:
+            return LanguageModel(_restore_adapted(checkpoints, step, with_adapters, config), own)
         # This machine's first device holds it all, whatever mesh it was trained on.
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.eval_shape(functools.partial(GPT2, config), jax.random.key(0))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-        own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
         model = checkpoints.restore_model(step, abstract)
         check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
         return LanguageModel(model, own)
@@ -137,6 +166,31 @@ def model_of(groups: dict[str, Any]) -> GPT2Config:
       InputError: sizes of no model.
     """
     return Config.from_dict({"model": groups.get("model", {})}).model
+
+
+def adapters_of(groups: dict[str, Any]) -> Config | None:
+    """Of the config of a checkpoint, what says how its adapters were trained, and on what; None if it has none.
+
+    Raises:
+      InputError: it says what cannot be.
+    """
+    lora_options, finetune = groups.get("lora", {}), groups.get("finetune", {})
+    if not (isinstance(lora_options, dict) and lora_options.get("rank")):
+        return None
+    needed = {"model": groups.get("model", {}), "data": {"tokenizer": START}}
+    return Config.from_dict(needed | {"lora": lora_options, "finetune": finetune})
+
+
+def _restore_adapted(checkpoints: Any, step: int, config: Config, sizes: GPT2Config) -> GPT2:
+    """The model of a checkpoint of adapters, attached, on this machine's first device."""
+    from gpt2_jax.config import MeshConfig
+    from gpt2_jax.sharding import make_mesh, on_one_device
+    from gpt2_jax.training import adapted
+
+    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+    model = on_one_device(adapted.restore(checkpoints, step, config, sizes, mesh), mesh)
+    check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
+    return model
 
 
 def check_finite(model: GPT2, what: str) -> None:
@@ -207,6 +261,40 @@ def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetens
         for name, content in others.items():
             files.enter_context(writing(folder / name)).write(content.encode())
         weights.save(lm.model, folder, format)  # and the others, all on disk by now, get their names right after it
+    return folder
+
+
+def save_adapter(run: str | Path, path: str | Path, *, step: int | str | None = None) -> Path:
+    """Writes the adapters of a training run (`lora.rank`) as PEFT's files, with the tokenizer.
+
+    `PeftModel.from_pretrained(base, path)` opens it; where the vocabulary has grown, after
+    `base.resize_token_embeddings(n)`.
+
+    Args:
+      run: its workdir.
+      path: the folder, made if absent.
+      step: which checkpoint, as in `load`.
+
+    Returns:
+      The folder.
+
+    Raises:
+      InputError: a run without adapters, or what `load` raises; a layer that is trained whole and has an adapter, for
+        which PEFT has no place; or the folder cannot be written to.
+    """
+    from gpt2_jax.training.checkpoint import Checkpoints  # see _load_run
+
+    with Checkpoints(Path(run).expanduser()) as checkpoints:
+        step = checkpoints.find(step)
+        groups, tokenizer = checkpoints.read_json(step)
+        if (config := adapters_of(groups)) is None:
+            raise InputError(f"{run} was trained without adapters (lora.rank is 0); write it as safetensors or flax")
+        model = _restore_adapted(checkpoints, step, config, config.model)
+    folder = Path(path).expanduser()
+    adapter_files.save(model, config.lora, folder, base=config.finetune.start)
+    for name, content in _tokenizer_files(LanguageModel(model, Tokenizer.from_json(tokenizer))).items():
+        with writing(folder / name) as stream:
+            stream.write(content.encode())
     return folder
 
 

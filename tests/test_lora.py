@@ -13,7 +13,7 @@ from gpt2_jax.layers import Adapter, Linear
 from gpt2_jax.model import GPT2, num_parameters, parameter_names, unstack
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tokenizer import train_characters
-from gpt2_jax.training.finetune_options import FinetuneConfig, LoraConfig
+from gpt2_jax.training.finetune_options import ADAPTERS, FinetuneConfig, LoraConfig
 from gpt2_jax.training.selection import join, split
 from gpt2_jax.training.step import sum_of_losses
 
@@ -21,7 +21,7 @@ ALL = LoraConfig(rank=2, alpha=3.0, targets=".")
 logits_of = jax.jit(lambda model, tokens, key=None: model(tokens, key=key))
 
 
-def moved(model: GPT2, pattern: str = lora.PARAMETERS, seed: int = 5) -> GPT2:
+def moved(model: GPT2, pattern: str = ADAPTERS, seed: int = 5) -> GPT2:
     """The model as if it had been trained: noise on the parameters of these names."""
     rng = np.random.default_rng(seed)
     noise = lambda name, x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32) if re.search(pattern, name) else x
@@ -76,7 +76,7 @@ def test_attached_merged_and_explicit_agree(seed):
     of_adapters = lora.adapters(model)
     assert num_parameters(model) - num_parameters(base) == sum(x.size for x in jax.tree.leaves(of_adapters))
 
-    rest = split(model, FinetuneConfig(freeze=lora.PARAMETERS))[0]
+    rest = split(model, FinetuneConfig(freeze=ADAPTERS))[0]
 
     @jax.jit
     def computed(adapters, rest):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from gpt2_jax.config import FinetuneConfig, OptimizerConfig
+from gpt2_jax.config import FinetuneConfig, LoraConfig, OptimizerConfig
 from gpt2_jax.data.options import with_defaults
 
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
@@ -21,8 +21,11 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     flat = lambda config: {f"{group}.{k}": v for group, options in config.items() for k, v in options.items()}
     optimizer = dataclasses.asdict(OptimizerConfig()) | saved["optimizer"]  # older runs name no optimizer
     finetune = dataclasses.asdict(FinetuneConfig()) | saved.get("finetune", {})  # nor what is trained
-    saved = saved | {"data": with_defaults(saved["data"]), "optimizer": optimizer, "finetune": finetune}
+    lora = dataclasses.asdict(LoraConfig()) | saved.get("lora", {})
+    saved = saved | {"data": with_defaults(saved["data"]), "optimizer": optimizer, "finetune": finetune, "lora": lora}
     old, new = flat(saved), flat(wanted)
+    if lora["rank"]:
+        new["finetune.start"] = old["finetune.start"]  # where the same model is, which a fingerprint tells
     return [
         f"{name} ({old.get(name)!r} there, {new.get(name)!r} here)"
         for name in sorted(old | new)

@@ -3,8 +3,9 @@
 `<workdir>/checkpoints/<step>/` holds four items: `model` (parameters), `training` (step, optimizer state, key, what
 the guard knows), `config` and `tokenizer` (JSON), so that one checkpoint is enough to generate or to go on; of a run on
 streamed text a fifth, `stream` (JSON), says where the next batch comes from (`Corpus.saved`), and of one with
-`evaluation.patience` another, `evaluations`, what its validation losses were (`EarlyStopping`). `manifest.json` has the
-checksums of all files (see seal.py), and is compared with them before anything is read.
+`evaluation.patience` another, `evaluations`, what its validation losses were (`EarlyStopping`). Of a run with adapters
+`model` holds what is trained alone, and `base` (JSON) says which model that belongs to (adapted.py). `manifest.json`
+has the checksums of all files (see seal.py), and is compared with them before anything is read.
 """
 
 import contextlib
@@ -237,6 +238,7 @@ class Checkpoints:
         val_loss: float | None,
         stream: dict[str, Any] | None = None,
         evaluations: dict[str, Any] | None = None,
+        base: dict[str, Any] | None = None,
     ) -> None:
         """Starts to write the whole state, and what else there is to know; returns once it is safe to change it.
 
@@ -255,7 +257,8 @@ class Checkpoints:
                 f"the checkpoint of step {step} waited {waited:,.0f} s for the one before it to be written: the disk "
                 f"is slow for a checkpoint.every of {self._config.every}"
             )
-        more = {name: item for name, item in (("stream", stream), ("evaluations", evaluations)) if item is not None}
+        items = (("stream", stream), ("evaluations", evaluations), ("base", base))
+        more = {name: item for name, item in items if item is not None}
         items = ocp.args.Composite(
             **{name: ocp.args.JsonSave(item) for name, item in more.items()},
             model=ocp.args.StandardSave(state.model),
@@ -291,6 +294,10 @@ class Checkpoints:
     def read_stream(self, step: int) -> dict[str, Any]:
         """Where a stream was at that step, see `Corpus.saved`; raises like `read_json`."""
         return self._read_item(step, "stream")
+
+    def read_base(self, step: int) -> dict[str, Any]:
+        """Which model the adapters of that step were trained on; raises like `read_json`."""
+        return self._read_item(step, "base")
 
     def read_evaluations(self, step: int) -> dict[str, Any] | None:
         """What the validation losses were up to that step, None if that was not kept; raises like `read_json`."""

@@ -5,6 +5,8 @@ import re
 
 from gpt2_jax.errors import InputError, check, one_line, shown
 
+ADAPTERS = r"\.lora_[ab]$"  # names of adapters' parameters
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
@@ -68,6 +70,14 @@ class LoraConfig:
         check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "in [0, 1)")
         for name in ("targets", "also_train"):
             _check_pattern(f"lora.{name}", getattr(self, name))
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), f"left at {field.default!r} where lora.rank is 0: no adapters"
+            check(self.rank > 0 or value == field.default, f"lora.{field.name}", value, wanted)
+
+    @property
+    def trained(self) -> str:
+        """A regular expression for all that is trained."""
+        return rf"{ADAPTERS}|{self.also_train}" if self.also_train else ADAPTERS
 
     @property
     def scale(self) -> float:

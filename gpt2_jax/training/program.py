@@ -66,7 +66,7 @@ class Program:
         model = dataclasses.replace(config.model, attention=engine)
         tx = make_optimizer(config.optimizer, training.steps)
         schedule = make_schedule(config.optimizer, training.steps)
-        init = functools.partial(init_state, model, tx, training.seed, config.finetune)
+        init = functools.partial(init_state, model, tx, training.seed, config.selection, adapters=config.lora)
         shapes = jax.eval_shape(init)
         shardings = tree_shardings(shapes, mesh)
         shifts = [step for step, _ in config.data.reweighing[1:]]
@@ -76,14 +76,14 @@ class Program:
             accumulation_steps=parts,
             loss_chunks=chunks,
             guard=config.guard,
-            finetune=config.finetune,
+            finetune=config.selection,
             shifts=shifts,
         )
         everywhere = NamedSharding(mesh, P())  # of metrics: every process decides by them
         return cls(
             mesh=mesh,
             model=model,
-            trained_parameters=num_parameters(split(shapes.model, config.finetune)[0]),
+            trained_parameters=num_parameters(split(shapes.model, config.selection)[0]),
             init=init,
             shapes=shapes,
             shardings=shardings,

@@ -20,12 +20,13 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, on_one_device, rows_of
-from gpt2_jax.training import metrics
+from gpt2_jax.training import adapted, metrics
 from gpt2_jax.training.accounting import ALIVE
 from gpt2_jax.training.changes import differences
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
 from gpt2_jax.training.early_stopping import EarlyStopping
 from gpt2_jax.training.program import Program, eval_batch_size
+from gpt2_jax.training.selection import split
 from gpt2_jax.training.start import Start, find_start
 from gpt2_jax.training.step import TrainState
 
@@ -71,6 +72,8 @@ class Run:
         if start is not None:
             start.check_fits(corpus.tokenizer, unbound.data.tokenizer)
         config = bind_vocabulary(options, max(len(corpus.tokenizer), entries))
+        if start is not None:
+            adapted.check_new_rows(config, start.config.vocab_size)
         corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
         program = Program.of(config, mesh)
         return cls(
@@ -109,7 +112,12 @@ class Run:
 
     def restored(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """The state of a checkpoint."""
-        return checkpoints.restore(step, abstract_state(self.program.shapes, self.program.shardings))
+        config, abstract = self.config, abstract_state(self.program.shapes, self.program.shardings)
+        if not config.lora.rank:
+            return checkpoints.restore(step, abstract)
+        state = checkpoints.restore(step, abstract._replace(model=split(abstract.model, config.selection)[0]))
+        sizes, mesh = self.program.model, self.program.mesh
+        return state._replace(model=adapted.with_base(state.model, checkpoints, step, config, sizes, mesh))
 
     def batches(self, step: int, checkpoints: Checkpoints) -> Batches:
         """This process's rows of the training batches, from `step` on."""
@@ -201,9 +209,12 @@ class Run:
         batches: Batches,
         stopping: EarlyStopping,
     ) -> None:
-        """Starts a checkpoint; one without a validation loss is never the best."""
-        config, tokenizer = self.config.to_dict(), self.corpus.tokenizer.to_json()
-        checkpoints.save(state, config, tokenizer, val_loss, self.corpus.saved(batches), stopping.saved())
+        """Starts a checkpoint; one without a validation loss is never the best, and one of adapters has no base."""
+        config, tokenizer, base = self.config.to_dict(), self.corpus.tokenizer.to_json(), None
+        if self.config.lora.rank:
+            trained, frozen = split(state.model, self.config.selection)
+            state, base = state._replace(model=trained), {"fingerprint": adapted.fingerprint(frozen)}
+        checkpoints.save(state, config, tokenizer, val_loss, self.corpus.saved(batches), stopping.saved(), base)
 
     def tell_of(self, counts: Mapping[str, int]) -> None:
         """Says how many documents were read for this process's batches and how many left out, if any were."""

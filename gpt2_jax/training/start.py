@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gpt2_jax import pretrained, tokenizer_files, weights
+from gpt2_jax import lora, pretrained, tokenizer_files, weights
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, shown
 from gpt2_jax.model import GPT2, model_of_shapes
@@ -147,12 +147,17 @@ def _open_run(folder: Path, which: str) -> Start:
             which = "latest" if checkpoints.best is None else "best"
         step = checkpoints.find({"best": "best", "latest": None}[which] if which.isalpha() else int(which))
         groups, tokenizer = checkpoints.read_json(step)
-    config = pretrained.model_of(groups)
+    config, with_adapters = pretrained.model_of(groups), pretrained.adapters_of(groups)
 
     def read(own: GPT2Config, mesh: Mesh) -> GPT2:
         # As it was saved: padded to that run's own multiple.
-        shapes = model_of_shapes(dataclasses.replace(own, vocab_multiple=config.vocab_multiple), stacked=True)
+        own = dataclasses.replace(own, vocab_multiple=config.vocab_multiple)
+        shapes = model_of_shapes(own, stacked=True)
         with Checkpoints(folder) as checkpoints:
+            if with_adapters is not None:
+                from gpt2_jax.training import adapted  # which opens starts itself
+
+                return lora.merge(adapted.restore(checkpoints, step, with_adapters, own, mesh))
             model = checkpoints.restore_model(step, abstract_state(shapes, tree_shardings(shapes, mesh)))
         pretrained.check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
         return model

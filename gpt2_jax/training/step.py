@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt2_jax.config import FinetuneConfig, GuardConfig
+from gpt2_jax import lora
+from gpt2_jax.config import FinetuneConfig, GuardConfig, LoraConfig
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.guard import GuardState, judge, unwatched
@@ -20,6 +21,7 @@ from gpt2_jax.training.selection import ALL, at_rates, join, split, without_froz
 
 Batch = dict[str, jax.Array]
 UNGUARDED = GuardConfig(skips=0)
+NO_ADAPTERS = LoraConfig()
 
 
 class TrainState(NamedTuple):
@@ -38,13 +40,18 @@ def init_state(
     seed: int,
     finetune: FinetuneConfig = ALL,
     model: GPT2 | None = None,
+    *,
+    adapters: LoraConfig = NO_ADAPTERS,
 ) -> TrainState:
     """A fresh state; call it inside jit with out_shardings so that it is born sharded.
 
-    Its parameters are those of `model`, or else drawn. The optimizer's part is of those that are trained.
+    Its parameters are those of `model`, or else drawn, with `adapters` that are new. The optimizer's part is of those
+    that are trained.
     """
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     model = GPT2(config, init_key) if model is None else model
+    if adapters.rank:
+        model = lora.attach(model, adapters, jax.random.fold_in(init_key, 1))
     key = jax.random.key_data(dropout_key)
     trained, _ = split(model, finetune)
     return TrainState(jnp.zeros((), jnp.int32), model, tx.init(trained), key, GuardState.fresh())
@@ -105,7 +112,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         config = state.model.config
-        drops = max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) > 0
+        drops = max(config.resid_pdrop, config.embd_pdrop, config.attn_pdrop, lora.dropout_of(state.model)) > 0
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step) if drops else None
         count = jnp.maximum(batch["mask"].sum(), 1)
         trained, frozen = split(state.model, finetune)

@@ -1,0 +1,100 @@
+"""A checkpoint of adapters, and the model that they were trained on, which it does not hold.
+
+Instead it has that model's fingerprint: where `finetune.start` is another one now, adapters are not put on it.
+"""
+
+import hashlib
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from gpt2_jax import lora
+from gpt2_jax.config import Config
+from gpt2_jax.errors import InputError
+from gpt2_jax.model import GPT2, parameter_name, parameter_names
+from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.sharding import tree_shardings
+from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
+from gpt2_jax.training.selection import join, split
+from gpt2_jax.training.start import open_start
+
+MULTIPLIERS = (2654435761, 2246822519)  # odd: of a sum modulo 2**32, every bit of every number counts
+
+
+def fingerprint(model: GPT2) -> str:
+    """A digest of the parameters of a model, or of a part with None elsewhere: to the bit, on whatever devices."""
+    names, leaves = jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model)
+    sums = jax.jit(lambda leaves: [_sums(x) for x in leaves])(leaves)
+    listed = sorted((name, x.shape, np.asarray(s).tolist()) for name, x, s in zip(names, leaves, sums))
+    return hashlib.sha256(repr(listed).encode()).hexdigest()[:32]
+
+
+def _sums(x: jax.Array) -> jax.Array:
+    """Two sums of the bits of float32 numbers, each times an odd number of its place; uint32 [2]."""
+    place = jnp.zeros(x.shape, jnp.uint32)
+    for axis in range(x.ndim):
+        stride = math.prod(x.shape[axis + 1 :]) % 2**32
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    mixed = [bits * (2 * place + 1) * jnp.uint32(odd) ^ (bits >> 15) * jnp.uint32(odd) for odd in MULTIPLIERS]
+    return jnp.stack([m.sum(dtype=jnp.uint32) for m in mixed])
+
+
+def check_new_rows(config: Config, vocab_size: int) -> None:
+    """Raises `InputError` where the start's vocabulary grows and adapters leave the new rows as they are."""
+    tables = {"wte.embedding"} if config.model.tie_word_embeddings else {"wte.embedding", "lm_head.embedding"}
+    left = [name for name in sorted(tables) if not re.search(config.selection.train, name)]
+    if config.lora.rank and config.model.vocab_size > vocab_size and left:
+        raise InputError(
+            f"lora.also_train is {config.lora.also_train!r}, and the vocabulary grows from {vocab_size} to "
+            f"{config.model.vocab_size} tokens whose rows would never be learnt; train {' and '.join(left)}, too: "
+            f'--config.lora.also_train="{"|".join(sorted(tables))}"'
+        )
+
+
+def restore(checkpoints: Checkpoints, step: int, config: Config, sizes: GPT2Config, mesh: Mesh) -> GPT2:
+    """The model of a checkpoint with its adapters attached, on a mesh.
+
+    Args:
+      checkpoints: of the run.
+      step: of the checkpoint.
+      config: of the run, or its groups `finetune` and `lora`.
+      sizes: of the model.
+      mesh: of devices.
+
+    Raises:
+      InputError: what `finetune.start` names is gone, or another model; or as `Checkpoints.restore_model`.
+    """
+    shapes = jax.eval_shape(lambda key: lora.attach(GPT2(sizes, key), config.lora, key), jax.random.key(0))
+    abstract = abstract_state(shapes, tree_shardings(shapes, mesh))
+    trained = checkpoints.restore_model(step, split(abstract, config.selection)[0])
+    return with_base(trained, checkpoints, step, config, sizes, mesh)
+
+
+def with_base(
+    trained: GPT2, checkpoints: Checkpoints, step: int, config: Config, sizes: GPT2Config, mesh: Mesh
+) -> GPT2:
+    """The model of which a checkpoint holds the part that is `trained`, None elsewhere; else as `restore`."""
+    start, there = config.finetune.start, f"the checkpoint of step {step} in {checkpoints.directory}"
+    try:
+        base = open_start(start).load(sizes, mesh)
+    except InputError as error:
+        raise InputError(
+            f"{there} holds adapters alone, and the model that they were trained on cannot be opened ({error}); bring "
+            f"{start} back, or give another copy of it as --config.finetune.start of the run"
+        ) from None
+    leaves = {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(base)}
+    frozen = jax.tree_util.tree_map_with_path(
+        lambda path, x: leaves[parameter_name(path)] if x is None else None, trained, is_leaf=lambda x: x is None
+    )
+    saved = checkpoints.read_base(step)
+    if (found := fingerprint(frozen)) != saved.get("fingerprint"):
+        raise InputError(
+            f"{start} is another model than the one that the adapters of {there} were trained on (fingerprint {found}, "
+            f"not {saved.get('fingerprint')}); bring that one back, or give a copy of it as --config.finetune.start"
+        )
+    return join(trained, frozen)
