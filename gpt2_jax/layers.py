@@ -96,9 +96,11 @@ class Adaptable(nnx.Module):
             key = jax.random.fold_in(key, zlib.crc32(self.name.encode()))  # a block's layers share its key
         a, b = self.lora_a[...].astype(self.dtype), self.lora_b[...].astype(self.dtype)
         low = as_rows(dropout(x, self.adapter.dropout, key)) @ a * self.adapter.scale  # [N, R]
-        if b.ndim > 2 and ways("model") > 1:  # as in Linear
-            return y + jnp.einsum("...r,rko->...ko", low, b).reshape(y.shape)
-        return y + (low @ b.reshape(len(b), -1)).reshape(y.shape)
+        if b.ndim == 2 or ways("model") == 1:  # as in Linear
+            b = b.reshape(len(b), -1)
+        # As large as y and cheap to make again: with a batch axis, of one, it is none of the products that remat keeps.
+        wide = jax.lax.dot_general(low[None], b[None], (((low.ndim,), (1,)), ((0,), (0,))))
+        return y + wide.reshape(y.shape)
 
     def product(self) -> jax.Array:
         """What the adapter adds to the kernel [I, *O], float32; of a stack, to [L, I, *O]."""
