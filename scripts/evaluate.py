@@ -90,6 +90,7 @@ def main(argv: list[str]) -> int:
 def evaluate(chosen: list[tasks.Task], folder: Path | None) -> int:
     if MODEL.value is None:
         raise gpt2_jax.InputError("there is no --model; give a training run, a folder or file of weights, or a hub id")
+    drawing, limits = given(Drawing), given(Limits)
     step = int(STEP.value) if (STEP.value or "").isdecimal() else STEP.value
     lm = gpt2_jax.load(MODEL.value, step=step, revision=REVISION.value, tokenizer=TOKENIZER.value, dtype=DTYPE.value)
     model = report.describe(lm, MODEL.value, step, REVISION.value)
@@ -98,8 +99,8 @@ def evaluate(chosen: list[tasks.Task], folder: Path | None) -> int:
         options = {
             "data": DATA.value, "limit": LIMIT.value, "batch_size": BATCH_SIZE.value, "context": CONTEXT.value,
             "stride": STRIDE.value, "detokenize": DETOKENIZE.value,
-            **(dataclasses.asdict(given(Drawing) or Drawing()) if task.draws else {}),
-            **(dataclasses.asdict(given(Limits) or Limits()) if task.executes else {}),
+            **(dataclasses.asdict(drawing or Drawing()) if task.draws else {}),
+            **(dataclasses.asdict(limits or Limits()) if task.executes else {}),
         }  # fmt: skip
         partial = None
         if folder is not None and task.documents is not None:
@@ -108,8 +109,8 @@ def evaluate(chosen: list[tasks.Task], folder: Path | None) -> int:
         with Progress(task.name) as progress:
             settings = Settings(
                 batch_size=BATCH_SIZE.value, limit=LIMIT.value, context=CONTEXT.value, stride=STRIDE.value,
-                detokenize=DETOKENIZE.value, partial=partial, progress=progress, drawing=given(Drawing),
-                execute=EXECUTE.value, limits=given(Limits),
+                detokenize=DETOKENIZE.value, partial=partial, progress=progress, drawing=drawing,
+                execute=EXECUTE.value, limits=limits,
             )  # fmt: skip
             outcome = task.run(lm, DATA.value, settings)
         made = report.make(task, outcome, model, options, time.monotonic() - start)

@@ -45,6 +45,7 @@ def test_two_tasks_of_a_model_and_the_table(evaluate, lm, tmp_path, capsys):
     ("options", "code", "message"),
     [
         (("--task=wikitxt2", "--model=none"), 2, "error: there is no task 'wikitxt2'; did you mean 'wikitext2'?"),
+        (("--task=humaneval", "--model=none", "--k=x"), 2, "error: k is x; it must be whole numbers with commas"),
         (
             ("--task=ptb",),
             2,
