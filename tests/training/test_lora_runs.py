@@ -1,21 +1,26 @@
 """Runs that train adapters alone: what they save, going on, other bases, and PEFT's files of them."""
 
+import dataclasses
 import json
 import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_start import SIZES, TEXT, assert_same, lines, lm  # noqa: F401
 
 import gpt2_jax
-from gpt2_jax import InputError
-from gpt2_jax.config import Config
+from gpt2_jax import InputError, lora
+from gpt2_jax.config import Config, MeshConfig
+from gpt2_jax.model import GPT2, parameter_names
+from gpt2_jax.pretrained import save_adapter
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh
 from gpt2_jax.training import loop
 from gpt2_jax.training.adapted import fingerprint
 from gpt2_jax.training.program import Program
+from gpt2_jax.training.start import open_start
 
 
 def options(folder, start, steps, **groups):
@@ -69,6 +74,55 @@ def test_a_checkpoint_holds_what_is_trained_alone(runs, lm):  # noqa: F811
     tuned = gpt2_jax.load(straight).model
     assert_same((tuned.ln_f, tuned.wpe, tuned.h[0].attn.c_proj), (base.ln_f, base.wpe, base.h[0].attn.c_proj))
     assert np.abs(tuned.h[1].mlp.c_fc.weight - base.h[1].mlp.c_fc.weight).max() > 1e-3
+
+
+def test_another_base_is_refused(runs, lm):  # noqa: F811
+    """Gone, and of other numbers; with what to do."""
+    folder, _, stopped = runs
+    again = lambda start: loop.train(options(folder, start, 6), stopped)
+    with pytest.raises(
+        InputError, match=r"the checkpoint of step 4 in .* holds adapters alone, and the model that they"
+    ):
+        again(folder / "nowhere")
+    other = dataclasses.replace(lm.config)
+    changed = gpt2_jax.LanguageModel(jax.jit(GPT2, static_argnums=0)(other, jax.random.key(7)), lm.tokenizer)
+    gpt2_jax.save(changed, folder / "other")
+    with pytest.raises(InputError, match=r"other is another model than the one that the adapters of .* \(fingerprint"):
+        again(folder / "other")
+    aside = shutil.move(folder / "moved", folder / "aside")
+    try:
+        with pytest.raises(InputError, match=r"cannot be opened \(there is no folder or file .*moved'; give .* bring"):
+            gpt2_jax.load(stopped)
+    finally:
+        shutil.move(aside, folder / "moved")
+
+
+def test_peft_files_of_a_run(runs):
+    folder, straight, _ = runs
+    tuned = gpt2_jax.load(straight)
+    written = save_adapter(straight, folder / "adapter")
+    assert json.loads((written / "adapter_config.json").read_text())["modules_to_save"] == ["lm_head", "wte"]
+    opened = gpt2_jax.load(folder / "base", adapter=written)
+    assert len(opened.tokenizer) == opened.config.vocab_size == tuned.config.vocab_size
+    assert_same(opened.model, tuned.model)
+    whole = gpt2_jax.load(gpt2_jax.save(tuned, folder / "whole"))
+    assert_same(whole.model, tuned.model)
+    with pytest.raises(InputError, match=r"straight, a training run; load it as it is, or write its adapter as PEFT's"):
+        gpt2_jax.load(folder / "base", adapter=straight)
+
+
+def test_a_run_with_adapters_starts_another(runs):
+    _, straight, _ = runs
+    mesh, start = make_mesh(MeshConfig(), jax.devices()[:2]), open_start(str(straight))
+    merged = lora.merge(start.load(start.config, mesh))
+    tuned = gpt2_jax.load(straight).model
+    assert_same(gpt2_jax.LanguageModel(merged, start.tokenizer).model, tuned)
+
+
+def test_new_rows_are_to_be_learnt(runs):
+    folder, _, _ = runs
+    with pytest.raises(InputError, match=r'train wte.embedding, too: --config.lora.also_train="wte.embedding"'):
+        loop.train(options(folder, folder / "base", 2, lora={"also_train": ""}), folder / "unlearnt")
 
 
 @pytest.mark.parametrize(
@@ -137,3 +191,31 @@ def test_the_mesh_changes_nothing(reference, batches, mesh):
     got, _, state = steps(adapted(mesh)[1], batches)
     np.testing.assert_allclose(got, reference[0], rtol=1e-5)
     assert fingerprint(state.model.wte) == fingerprint(reference[2].model.wte)
+
+
+def test_what_is_frozen_stays_to_the_bit(reference):
+    _, begun, state = reference
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), begun, state.model)
+    for name, unchanged in zip(jax.tree.leaves(parameter_names(begun)), jax.tree.leaves(same)):
+        assert unchanged != ("lora_" in name), name
+    names = jax.tree.leaves(parameter_names(state.opt_state))
+    assert not [name for name in names if re.search(r"(mu|nu)\.", name) and "lora_" not in name]
+    one = jax.tree.map(jnp.asarray, begun)
+    assert fingerprint(one) == fingerprint(begun)
+    nudge = lambda name, x: x.at[1, 2, 0, 3].multiply(1 + 1e-7) if name == "h.attn.c_attn.kernel" else x
+    assert fingerprint(jax.tree.map(nudge, parameter_names(one), one)) != fingerprint(begun)
+
+
+def test_a_step_computes_no_gradient_of_the_base(batches):
+    """By the compiler's own account, against full fine-tuning."""
+
+    def cost(config, program):
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), program.shapes)
+        compiled = on_mesh(program.mesh, program.train_step.lower)(state, batches[0]).compile()
+        return compiled.cost_analysis()["flops"], compiled.memory_analysis().argument_size_in_bytes
+
+    plain = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+    model = SIZES | {"vocab_size": 40, "n_embd": 64, "scan_unroll": 2, "remat": "none"} | plain
+    full = cost(*adapted(model=model, lora={}))
+    low = cost(*adapted(model=model, lora={"rank": 2}))
+    assert low[0] < 0.75 * full[0] and low[1] < 0.45 * full[1]
