@@ -31,13 +31,18 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         case "cosine":
             course = optax.cosine_decay_schedule(peak, rest, alpha=final / peak)
         case "linear":
-            course = optax.linear_schedule(peak, final, rest)
+            course = _at_least(final, optax.linear_schedule(peak, final, rest))
         case "constant":
             course = optax.constant_schedule(peak)
         case "wsd":
             decay = min(rest, max(1, round(config.decay_fraction * steps)))
-            course = optax.linear_schedule(peak, final, decay, transition_begin=rest - decay)
+            course = _at_least(final, optax.linear_schedule(peak, final, decay, transition_begin=rest - decay))
     return optax.join_schedules([rise, course], [warmup])
+
+
+def _at_least(final: float, schedule: optax.Schedule) -> optax.Schedule:
+    """The schedule without what rounding takes from its end: a rate below 0 would climb."""
+    return lambda count: jnp.maximum(schedule(count), final)
 
 
 def decay_mask(model: GPT2, pattern: str) -> GPT2:

@@ -31,6 +31,14 @@ def test_a_run_may_be_all_warmup(schedule):
     np.testing.assert_allclose([rate(step) for step in range(4)], [0.2, 0.4, 0.6, 0.8], rtol=1e-5)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "wsd"])
+def test_a_rate_never_falls_below_its_end(schedule):
+    """Compiled, 1 - n / n may be a little below 0."""
+    config = OptimizerConfig(learning_rate=5e-4, final_learning_rate=0.0, warmup_steps=20, schedule=schedule)
+    rates = jax.jit(make_schedule(config, 400))(jnp.arange(500))
+    assert rates.min() == 0.0 and (rates[:399] > 0).all()
+
+
 def test_no_warmup_starts_at_the_peak():
     assert make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=0), 10)(0) == 1.0
 
