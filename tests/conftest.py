@@ -1,6 +1,9 @@
 """Eight simulated devices for every test, and what several test files share."""
 
+import gc
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # Tests spend their time compiling: the lowest level halves it and changes nothing else.
 os.environ["XLA_FLAGS"] = (
@@ -22,6 +25,19 @@ jax.config.update("jax_platforms", "cpu")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sizes", action="store_true", help="compare the four published sizes with FlaxGPT2, too")
+
+
+MAPPINGS = 20_000  # of memory, of the 65,530 that Linux allows a process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    """Frees compiled programs between modules: each takes several mappings, and XLA crashes when there are no more."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

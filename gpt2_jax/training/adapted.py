@@ -28,11 +28,11 @@ MULTIPLIERS = (2654435761, 2246822519)  # odd: of a sum modulo 2**32, every bit 
 def fingerprint(model: GPT2) -> str:
     """A digest of the parameters of a model, or of a part with None elsewhere: to the bit, on whatever devices."""
     names, leaves = jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model)
-    sums = jax.jit(lambda leaves: [_sums(x) for x in leaves])(leaves)
-    listed = sorted((name, x.shape, np.asarray(s).tolist()) for name, x, s in zip(names, leaves, sums))
+    listed = sorted((name, x.shape, np.asarray(_sums(x)).tolist()) for name, x in zip(names, leaves))
     return hashlib.sha256(repr(listed).encode()).hexdigest()[:32]
 
 
+@jax.jit
 def _sums(x: jax.Array) -> jax.Array:
     """Two sums of the bits of float32 numbers, each times an odd number of its place; uint32 [2]."""
     place = jnp.zeros(x.shape, jnp.uint32)
