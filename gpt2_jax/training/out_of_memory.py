@@ -44,7 +44,7 @@ def known_arrays(config: Config, program: Program) -> dict[str, float]:
     rows = config.training.batch_size // config.training.accumulation_steps
     rows /= program.mesh.shape["data"] * program.mesh.shape["fsdp"]
     positions = config.sequence_length / program.mesh.shape["sequence"] / config.training.loss_chunks
-    trained = lambda tree: split(tree.model, config.finetune)[0]
+    trained = lambda tree: split(tree.model, config.selection)[0]
     arrays = {
         "parameters": on_device(shapes.model, shardings.model),
         "their gradients": on_device(trained(shapes), trained(shardings)),

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 MODULES = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch", "yaml", "code", "imp"}
+CONFINED = "gpt2_jax/evaluation/confinement.py"  # runs HumanEval's programs, by --execute alone, where they do no harm
 CALLS = {"eval", "exec", "compile", "__import__", "execfile"}
 
 
@@ -29,8 +30,10 @@ def what_runs_code(tree):
 def test_the_source_opens_no_pickle_and_runs_no_text(pytestconfig):
     files = [file for folder in ("gpt2_jax", "scripts") for file in (pytestconfig.rootpath / folder).rglob("*.py")]
     assert len(files) > 80
-    found = {str(file): list(what_runs_code(ast.parse(file.read_text()))) for file in files}
-    assert {name: what for name, what in found.items() if what} == {}
+    found = {file: list(what_runs_code(ast.parse(file.read_text()))) for file in files}
+    assert {file: what for file, what in found.items() if what} == {
+        pytestconfig.rootpath / CONFINED: ["exec", "compile"]
+    }
 
 
 def test_such_a_source_would_be_found():

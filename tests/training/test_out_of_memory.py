@@ -38,7 +38,7 @@ def test_what_a_device_holds_and_what_is_left_to_try(devices):
     assert held["float32 logits"] == 4 * (8 // devices) * (16 // 8) * 128
     norm = Config.from_dict(groups | {"finetune": {"train": "^ln_f"}})
     held = out_of_memory.known_arrays(norm, Program.of(norm, program.mesh))
-    assert held["their gradients"] == 4 * 2 * 16 and held["parameters"] > 100 * held["their gradients"]
+    assert held["their gradients"] == 4 * 2 * 16 and held["parameters"] > 20 * held["their gradients"]
     advice = out_of_memory.advice(config, program)
     last = "a smaller model is what is left"
     assert advice == ("run again with one or more of --config.training.accumulation_steps=2" if devices == 1 else last)
