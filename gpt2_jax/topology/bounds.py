@@ -8,9 +8,12 @@ import dataclasses
 import math
 from collections import Counter
 
+import jax
+
+from gpt2_jax import lora
 from gpt2_jax.attention import QUERY_BLOCK
 from gpt2_jax.config import Config
-from gpt2_jax.model import model_of_shapes, num_parameters
+from gpt2_jax.model import GPT2, model_of_shapes, num_parameters
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.topology.chips import NETWORK, Topology
 from gpt2_jax.topology.hlo import Collective
@@ -51,7 +54,10 @@ class Bounds:
 def train_flops(config: Config, parameters: int, attention: str) -> tuple[float, float]:
     """(model FLOPs, FLOPs that are run at least) of a training step on all devices together."""
     tokens = config.training.batch_size * config.sequence_length
-    trained = num_parameters(split(model_of_shapes(config.model, stacked=True), config.finetune)[0])
+    shapes = model_of_shapes(config.model, stacked=True)
+    if config.lora.rank:
+        shapes = jax.eval_shape(lambda key: lora.attach(GPT2(config.model, key), config.lora, key), jax.random.key(0))
+    trained = num_parameters(split(shapes, config.selection)[0])
     model = flops_per_token(config.model, parameters, config.sequence_length, frozen=parameters - trained)
     scores = 4 * config.model.n_layer * config.model.n_embd * config.sequence_length  # forward, both products
     again, scores_again = recomputed(config.model)

@@ -80,3 +80,13 @@ def test_the_longest_time_is_the_limit_and_the_ceiling_follows():
 def test_one_chip_needs_no_links():
     found = bounds.bound(chips.find("v6e-1"), 1, (918e12,) * 2, 0, {"interconnect": 0.0, "network": 0.0})
     assert found.step_seconds == pytest.approx(1)
+
+
+def test_adapters_leave_out_the_gradients_of_all_else():
+    """4 of 6 FLOPs a parameter are left, and attention."""
+    groups = {"data": {"tokenizer": "start"}, "finetune": {"start": "my_gpt2"}, "training": {"batch_size": 8}}
+    full, adapters = (
+        bounds.train_flops(Config.from_dict(groups | more), N, "xla")[0] for more in ({}, {"lora": {"rank": 8}})
+    )
+    assert full == 8 * T * MODEL
+    assert full - adapters == pytest.approx(8 * T * 2 * (N - 1024 * 768), rel=0.01)
