@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpt2_jax.evaluation.detokenizers import PATTERNS, Detokenizer
 
-REAL = Path("/work/shared/data/eval/wikitext2_test.txt")
+REAL = Path(__file__).parents[2] / "../shared/data/eval/wikitext2_test.txt"
 DASH = "\N{EN DASH}"
 WRITTEN = [
     (

@@ -13,7 +13,7 @@ from gpt2_jax.evaluation.outcome import Settings
 from gpt2_jax.evaluation.scoring import encode_pair
 from gpt2_jax.tokenizer import train_characters
 
-REAL = Path("/work/shared/data/eval/lambada_test.jsonl")
+REAL = Path(__file__).parents[2] / "../shared/data/eval/lambada_test.jsonl"
 TEXTS = [
     "the quick brown fox jumps over the dog",
     "and then it rains in spain",

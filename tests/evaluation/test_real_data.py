@@ -14,7 +14,7 @@ from gpt2_jax.evaluation.tasks import find
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 
-DATA = Path("/work/shared/data")
+DATA = Path(__file__).parents[2] / "../shared/data"
 LAMBADA, WIKITEXT, VOCABULARY = DATA / "eval/lambada_test.jsonl", DATA / "eval/wikitext2_test.txt", DATA / "gpt2_vocab"
 CONTEXT = 64
 pytestmark = pytest.mark.skipif(
