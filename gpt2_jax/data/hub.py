@@ -14,7 +14,8 @@ from typing import Any
 from absl import logging
 
 from gpt2_jax.data.assemblers import ASSEMBLERS, Row
-from gpt2_jax.data.documents import Document, check_key, check_string, document_of, kept, records, some
+from gpt2_jax.data.documents import Document, check_key, check_string, document_of, kept
+from gpt2_jax.data.opening import records, some
 from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError, one_line
 

@@ -19,13 +19,11 @@ from gpt2_jax.data.documents import (
     Parquet,
     Part,
     TextFiles,
-    explained,
     found_keys,
     left_out_of,
-    open_parquet,
-    some,
 )
 from gpt2_jax.data.hub import Dataset, HubShard, hub_parts, local_files
+from gpt2_jax.data.opening import explained, open_parquet, some
 from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.tables import Table
 from gpt2_jax.errors import InputError, suggest

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gpt2_jax.data.documents import Document, document_of, explained, kept, open_compressed, some
+from gpt2_jax.data.documents import Document, document_of, kept
+from gpt2_jax.data.opening import explained, open_compressed, some
 from gpt2_jax.data.options import DataConfig
 from gpt2_jax.errors import InputError
 

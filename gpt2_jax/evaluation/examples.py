@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2_jax import json_files
-from gpt2_jax.data.documents import decode, explained, open_compressed, open_parquet, records, some
 from gpt2_jax.data.hub import Dataset, hub_parts
+from gpt2_jax.data.opening import decode, explained, open_compressed, open_parquet, records, some
 from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.errors import InputError, one_line
