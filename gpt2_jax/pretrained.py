@@ -47,7 +47,7 @@ def load(
     Args:
       path: the workdir of a training run; a folder with `config.json` and `model.safetensors` or
         `flax_model.msgpack`, whole or in shards; one such file in its folder; or a hub id, "openai-community/gpt2".
-      step: of a run, which checkpoint: its step, "best" (by validation loss), or None, the latest.
+      step: of a run, which checkpoint: its step, also as text, "best" (by validation loss), or None, the latest.
       revision: of a hub id: a branch, tag or commit.
       tokenizer: instead of the model's own: a `Tokenizer`, or what `gpt2_jax.tokenizer_files.load` takes.
       n_positions: crop the context to so many positions.
@@ -184,11 +184,12 @@ def adapters_of(groups: dict[str, Any]) -> Config | None:
 def _restore_adapted(checkpoints: Any, step: int, config: Config, sizes: GPT2Config) -> GPT2:
     """The model of a checkpoint of adapters, attached, on this machine's first device."""
     from gpt2_jax.config import MeshConfig
-    from gpt2_jax.sharding import make_mesh, on_one_device
+    from gpt2_jax.sharding import make_mesh
     from gpt2_jax.training import adapted
 
-    mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
-    model = on_one_device(adapted.restore(checkpoints, step, config, sizes, mesh), mesh)
+    devices = jax.local_devices()[:1]
+    model = adapted.restore(checkpoints, step, config, sizes, make_mesh(MeshConfig(), devices))
+    model = jax.device_put(model, devices[0])  # as all others are that are loaded; copies nothing
     check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
     return model
 

@@ -32,13 +32,12 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)
-    step = int(STEP.value) if (STEP.value or "").isdecimal() else STEP.value
     try:
         if FORMAT.value == "peft":
-            return write_adapter(step)
+            return write_adapter()
         lm = gpt2_jax.load(
             INPUT.value,
-            step=step,
+            step=STEP.value,
             revision=REVISION.value,
             tokenizer=TOKENIZER.value,
             n_positions=N_POSITIONS.value,
@@ -51,13 +50,13 @@ def main(argv: list[str]) -> int:
     return show(folder)
 
 
-def write_adapter(step: int | str | None) -> int:
+def write_adapter() -> int:
     for flag in (REVISION, TOKENIZER, ADAPTER, N_POSITIONS):
         if flag.value is not None:
             raise gpt2_jax.InputError(
                 f"--{flag.name} is {flag.value!r}; --format=peft writes a run's adapters as they are"
             )
-    return show(save_adapter(INPUT.value, OUTPUT.value, step=step))
+    return show(save_adapter(INPUT.value, OUTPUT.value, step=STEP.value))
 
 
 def show(folder: Path) -> int:

@@ -91,9 +91,9 @@ def evaluate(chosen: list[tasks.Task], folder: Path | None) -> int:
     if MODEL.value is None:
         raise gpt2_jax.InputError("there is no --model; give a training run, a folder or file of weights, or a hub id")
     drawing, limits = given(Drawing), given(Limits)
-    step = int(STEP.value) if (STEP.value or "").isdecimal() else STEP.value
-    lm = gpt2_jax.load(MODEL.value, step=step, revision=REVISION.value, tokenizer=TOKENIZER.value, dtype=DTYPE.value)
-    model = report.describe(lm, MODEL.value, step, REVISION.value)
+    step, revision = STEP.value, REVISION.value
+    lm = gpt2_jax.load(MODEL.value, step=step, revision=revision, tokenizer=TOKENIZER.value, dtype=DTYPE.value)
+    model = report.describe(lm, MODEL.value, step, revision)
     lm = spread(lm, DEVICES.value)
     for task in chosen:
         options = {

@@ -52,10 +52,9 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; a prompt with spaces needs quotes")
     logging.set_verbosity(logging.ERROR)  # the terminal is for the text
-    step = int(STEP.value) if (STEP.value or "").isdecimal() else STEP.value
     try:
         options = given_options()
-        lm = gpt2_jax.load(WORKDIR.value, step=step)
+        lm = gpt2_jax.load(WORKDIR.value, step=STEP.value)
         if options.keys() & {"num_return_sequences", "best_of", "num_beams", "penalty_alpha"}:
             results = lm.generate([PROMPT.value], **options)
             print(*results, sep="\n---\n")

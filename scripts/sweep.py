@@ -54,12 +54,11 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; a list has commas and no spaces: --top_k=10,40")
     logging.set_verbosity(logging.ERROR)
-    step = int(STEP.value) if (STEP.value or "").isdecimal() else STEP.value
     try:
         sweep = given()
         prompts = json_lines.texts(Path(PROMPTS.value), "prompt")
         references = json_lines.texts(Path(REFERENCES.value), "text") if REFERENCES.value else ()
-        lm = gpt2_jax.load(MODEL.value, step=step)
+        lm = gpt2_jax.load(MODEL.value, step=STEP.value)
         judge = gpt2_jax.load(JUDGE.value) if JUDGE.value else None
         run(lm, prompts, sweep, Path(OUTPUT.value), judge=judge, references=references)
         print((Path(OUTPUT.value) / "table.md").read_text(encoding="utf-8"))

@@ -1,19 +1,18 @@
 """Tasks with answers to choose from: the one under which the text is most probable is the model's answer."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt2_jax.errors import InputError
 from gpt2_jax.evaluation.detokenizers import Detokenizer
-from gpt2_jax.evaluation.examples import text_of, texts_of
+from gpt2_jax.evaluation.examples import Examples, text_of, texts_of
 from gpt2_jax.evaluation.outcome import Outcome, Settings, share
 from gpt2_jax.evaluation.scoring import Pair, encode_pair, score
 from gpt2_jax.language_model import LanguageModel
 
-Examples = Iterable[tuple[str, dict[str, Any]]]
 BLANK = "XXXXX"
 
 

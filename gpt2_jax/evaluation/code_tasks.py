@@ -2,18 +2,14 @@
 
 import collections
 import math
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from gpt2_jax.evaluation import humaneval as problem_set
-from gpt2_jax.evaluation.examples import text_of
+from gpt2_jax.evaluation.examples import Examples, text_of
 from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings, share
 from gpt2_jax.generation import code
 from gpt2_jax.language_model import LanguageModel
-
-Examples = Iterable[tuple[str, dict[str, Any]]]
 
 
 def humaneval(lm: LanguageModel, examples: Examples, settings: Settings) -> Outcome:

@@ -1,12 +1,12 @@
 """Whether a control controls: samples under it, the kinds that a judge finds them to be, and what else it changes."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt2_jax.analysis import quality
 from gpt2_jax.errors import InputError
-from gpt2_jax.evaluation.examples import text_of
+from gpt2_jax.evaluation.examples import Examples, text_of
 from gpt2_jax.evaluation.judges import Judge, NaiveBayes
 from gpt2_jax.evaluation.outcome import Outcome, Settings, share
 from gpt2_jax.generation.request import HEAD
@@ -118,7 +118,7 @@ def judge_of_references(references: Mapping[str, Sequence[str]]) -> tuple[Judge,
     return judge, Row({}, {kind: _count(judge(of[::HELD_OUT])) for kind, of in references.items()}, {})
 
 
-def accuracy_of_codes(lm: LanguageModel, examples: Iterable[tuple[str, dict[str, Any]]], settings: Settings) -> Outcome:
+def accuracy_of_codes(lm: LanguageModel, examples: Examples, settings: Settings) -> Outcome:
     """The task of evaluate.py: the kinds of `TEXTS` samples of each code, drawn from the model as it is.
 
     Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.errors import InputError, one_line
 
+Examples = Iterable[tuple[str, dict[str, Any]]]  # (where it is, for errors; its columns)
 LINES, TABLES = (".jsonl", ".jsonl.gz", ".jsonl.zst"), (".parquet",)
 OPTION = "--data"
 

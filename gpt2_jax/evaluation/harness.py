@@ -15,6 +15,7 @@ from lm_eval.utils import get_rolling_token_windows
 from gpt2_jax.errors import InputError, suggest
 from gpt2_jax.evaluation.logprobs import spread
 from gpt2_jax.evaluation.scoring import score
+from gpt2_jax.generation import batches
 from gpt2_jax.generation.options import Options
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.pretrained import load
@@ -119,12 +120,12 @@ class Harness(TemplateLM):
                     f"a task asks for {options['max_new_tokens']} new tokens and the model's context is "
                     f"{self.max_length}; lower it (--gen_kwargs max_gen_toks={self.max_length // 2})"
                 )
-            for first in range(0, len(places), self.batch_size):
-                batch = places[first : first + self.batch_size]
-                prompts = [(self.tok_encode(requests[i].args[0]) or [self.eot_token_id])[-room:] for i in batch]
-                for place, result in zip(batch, self.lm.generate(prompts, **options)):
-                    results[place] = result.completion
-                    self.cache_hook.add_partial("generate_until", requests[place].args, result.completion)
+            seed = options.pop("seed", 0)
+            prompts = [(self.tok_encode(requests[i].args[0]) or [self.eot_token_id])[-room:] for i in places]
+            drawn = batches.generate(self.lm, [(prompt, seed) for prompt in prompts], self.batch_size, **options)
+            for place, result in zip(places, drawn):
+                results[place] = result.completion
+                self.cache_hook.add_partial("generate_until", requests[place].args, result.completion)
         return results
 
 

@@ -4,13 +4,14 @@ import collections
 import dataclasses
 import keyword
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpt2_jax.errors import InputError, check
 from gpt2_jax.evaluation import sandbox
+from gpt2_jax.evaluation.examples import Examples
 from gpt2_jax.evaluation.sandbox import Execution, Limits
 from gpt2_jax.generation import batches
 from gpt2_jax.generation.code import HUMANEVAL_STOPS, parses
@@ -90,7 +91,7 @@ class Solution:
     execution: Execution | None = None
 
 
-def problems(examples: Iterable[tuple[str, dict[str, Any]]]) -> list[Problem]:
+def problems(examples: Examples) -> list[Problem]:
     """The problems of a file's records, each with where it is, for errors.
 
     Raises:

@@ -5,19 +5,17 @@ no end-of-text before it.
 """
 
 import re
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.evaluation.examples import text_of
+from gpt2_jax.evaluation.examples import Examples, text_of
 from gpt2_jax.evaluation.outcome import Outcome, Settings, perplexity_of, share
 from gpt2_jax.evaluation.scoring import Scored, encode_pair, score
+from gpt2_jax.generation import batches
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.tokenizer import Tokenizer
 
-Examples = Iterable[tuple[str, dict[str, Any]]]
 WORD_TOKENS = 8  # that a word may have
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 # The paper filters stop words and does not say which; these are the usual ones of information retrieval.
@@ -47,13 +45,12 @@ def stop_word_filter(lm: LanguageModel, examples: Examples, settings: Settings) 
     prompts = [lm.tokenizer.encode(context)[-room:] for context, _ in passages]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     hits = [False] * len(prompts)
-    for first in range(0, len(order), settings.batch_size):
-        batch = order[first : first + settings.batch_size]
-        options = {"max_new_tokens": WORD_TOKENS, "temperature": 0.0, "begin_suppress_tokens": banned}
-        for i, result in zip(batch, lm.generate([prompts[i] for i in batch], **options)):
-            hits[i] = _word(result.completion) == _word(passages[i][1])
+    options = {"max_new_tokens": WORD_TOKENS, "temperature": 0.0, "begin_suppress_tokens": banned}
+    words = batches.generate(lm, [(prompts[i], 0) for i in order], settings.batch_size, **options)
+    for done, (i, result) in enumerate(zip(order, words), 1):
+        hits[i] = _word(result.completion) == _word(passages[i][1])
         if settings.progress is not None:
-            settings.progress(min(first + settings.batch_size, len(order)), len(order), "words")
+            settings.progress(done, len(order), "words")
     scored = _score_last_words(lm, passages, settings)
     nats = [-one.total for one in scored]
     return Outcome({"accuracy": share(hits), "perplexity": perplexity_of(nats)}, {"passages": len(passages)})

@@ -80,10 +80,15 @@ def write(folder: Path, report: dict[str, Any]) -> list[Path]:
 
 def stem(task: str, model: dict[str, Any]) -> str:
     """The name of a report's files without their suffix."""
+    return f"{task}-{name_of(model)}"
+
+
+def name_of(model: dict[str, Any]) -> str:
+    """A model's in the names of files and columns: the end of its path, and the step."""
     at = "" if model["step"] is None else f"-{model['step']}"
     path = Path(model["path"]).expanduser()
     whole = str(path.resolve()) if path.exists() else model["path"]
-    return f"{task}-{'_'.join(whole.strip('/').split('/')[-2:])}{at}"
+    return f"{'_'.join(whole.strip('/').split('/')[-2:])}{at}"
 
 
 def lines(report: dict[str, Any]) -> list[str]:
@@ -145,7 +150,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def table(reports: list[dict[str, Any]]) -> list[str]:
     """All tasks in Markdown: what was published of the four sizes, and beside it the reports' models."""
-    models = {stem("", report["model"]).lstrip("-"): None for report in reports}
+    models = {name_of(report["model"]): None for report in reports}
     rows = [
         f"| task | figure | {' | '.join((*published.MODELS, *models))} |",
         f"| --- | --- {'| --- ' * (len(published.MODELS) + len(models))}|",
@@ -153,7 +158,7 @@ def table(reports: list[dict[str, Any]]) -> list[str]:
     for row in published.TABLE:
         own = []
         for model in models:
-            found = [r for r in reports if r["task"] == row.task and stem("", r["model"]).lstrip("-") == model]
+            found = [r for r in reports if r["task"] == row.task and name_of(r["model"]) == model]
             figure = found[-1]["figures"].get(row.figure) if found else None
             own.append("" if figure is None else _shown(row.figure, figure["value"]))
         values = [_shown(row.figure, value, "") for value in row.values]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from gpt2_jax.errors import InputError, suggest
 from gpt2_jax.evaluation import choices, code_tasks, control, lambada, texts
-from gpt2_jax.evaluation.examples import OwnFiles, Source
+from gpt2_jax.evaluation.examples import Examples, OwnFiles, Source
 from gpt2_jax.evaluation.humaneval import COLUMNS, Drawing
 from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings
 from gpt2_jax.evaluation.perplexity import Perplexity, perplexity
@@ -35,8 +35,8 @@ class Task:
     name: str
     protocol: str
     source: Source | OwnFiles
-    answer: Callable[[LanguageModel, texts.Examples, Settings], Outcome] | None = None
-    documents: Callable[[texts.Examples, int | None, bool], list] | None = None
+    answer: Callable[[LanguageModel, Examples, Settings], Outcome] | None = None
+    documents: Callable[[Examples, int | None, bool], list] | None = None
     detokenize: bool | None = None
     draws: bool = False
     executes: bool = False

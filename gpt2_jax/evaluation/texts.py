@@ -2,15 +2,14 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from gpt2_jax.errors import InputError
 from gpt2_jax.evaluation.detokenizers import Detokenizer
-from gpt2_jax.evaluation.examples import text_of
+from gpt2_jax.evaluation.examples import Examples, text_of
 from gpt2_jax.evaluation.perplexity import Text
 
-Examples = Iterable[tuple[str, dict[str, Any]]]
 WHOLE, TEST = 100_000_000, 5_000_000  # bytes of enwik8 and text8, and those at their end that are the test set
 _TITLE = re.compile(r" = [^=](?:.*[^=])? = \n?")
 

@@ -129,7 +129,7 @@ class Checkpoints:
         """The saved step that is meant, its checksums compared.
 
         Args:
-          step: a number, "best" (by validation loss), or None: the newest that is not damaged.
+          step: a number, also as text, "best" (by validation loss), or None: the newest that is not damaged.
           tell: of those passed over, and what is wrong with them.
           items: that are to be read.
 
@@ -151,7 +151,7 @@ class Checkpoints:
             for other in self.steps:
                 if (self.directory / str(other) / METRICS).exists() and self._manager.metrics(other) is None:
                     tell(f"the metrics of step {other} in {self.directory} are damaged: it is not taken for the best")
-        found = self._manager.best_step() if step == "best" else step
+        found = self.best if step == "best" else int(step) if str(step).isdecimal() else step
         if found not in self.steps:
             there = f"it has {', '.join(map(str, self.steps))}" if self.steps else "it is empty"
             raise InputError(f"{self.directory} has no checkpoint {step}; {there}")

@@ -145,7 +145,7 @@ def _open_run(folder: Path, which: str) -> Start:
     with Checkpoints(folder) as checkpoints:
         if which == "":
             which = "latest" if checkpoints.best is None else "best"
-        step = checkpoints.find({"best": "best", "latest": None}[which] if which.isalpha() else int(which))
+        step = checkpoints.find(None if which == "latest" else which)
         groups, tokenizer = checkpoints.read_json(step)
     config, with_adapters = pretrained.model_of(groups), pretrained.adapters_of(groups)
 
