@@ -13,16 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
-
-from gpt2_jax import json_files
+from gpt2_jax import json_files, whole_files
 from gpt2_jax.analysis import quality
 from gpt2_jax.errors import InputError, check
+from gpt2_jax.fingerprint import fingerprint
 from gpt2_jax.generation import batches
 from gpt2_jax.generation.options import option
 from gpt2_jax.language_model import Generation, LanguageModel
-from gpt2_jax.model import GPT2
 
 Setting = dict[str, float]
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}  # what each factor is when off
@@ -217,8 +214,8 @@ def _claim(
 ) -> None:
     """Notes in `folder` what must stay the same from setting to setting, or compares it with what is noted there."""
     mine = {
-        "model": _digest(lm.model),
-        "judge": judge and _digest(judge.model),
+        "model": fingerprint(lm.model),
+        "judge": judge and fingerprint(judge.model),
         "prompts": list(prompts),
         "references": hashlib.sha256(json.dumps(list(references)).encode()).hexdigest() if references else None,
         "samples": sweep.samples,
@@ -236,21 +233,11 @@ def _claim(
         )
 
 
-def _digest(model: GPT2) -> str:
-    """Of all parameters."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(model):
-        digest.update(np.ascontiguousarray(leaf).view(np.uint8))
-    return digest.hexdigest()
-
-
 def _write(file: Path, text: str) -> None:
     """All of it or nothing."""
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(unfinished, file)
+        whole_files.write(file, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise InputError(
             f"{file} cannot be written ({error.strerror}); make room and run again: settings that are done are kept"

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import filelock
 
+from gpt2_jax import whole_files
 from gpt2_jax.data.documents import left_out_of
 from gpt2_jax.data.layout import Layout, Progress
 from gpt2_jax.data.options import DataConfig, with_defaults
@@ -188,15 +188,9 @@ def write_file(folder: Path, name: str, data: bytes) -> None:
       InputError: the disk refuses.
     """
     path = folder / name
-    unfinished = path.with_name(f"{name}.{os.getpid()}.unfinished")
     try:
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        whole_files.write(path, data)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise InputError(
             f"{path} cannot be written ({error.strerror}); make room and run again: it goes on after the finished parts"
         ) from None

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt2_jax import json_files
+from gpt2_jax import json_files, whole_files
 from gpt2_jax.errors import InputError, check, shown
 from gpt2_jax.evaluation.logprobs import in_batches
+from gpt2_jax.fingerprint import fingerprint
 from gpt2_jax.language_model import LanguageModel
-from gpt2_jax.model import parameter_name
 from gpt2_jax.tokenizer import Tokenizer, pieces
 
 FORMAT = 1  # of the file of partial sums
@@ -223,14 +222,9 @@ class _Partial:
             return
         # Python writes the shortest decimals that read as the same float64.
         content = json.dumps({**self.identity, "sums": dataclasses.asdict(sums)}, indent=1)
-        temporary = self.file.with_name(f"{self.file.name}.writing")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.file)
+            whole_files.write(self.file, content.encode())
         except OSError as error:
             raise InputError(
                 f"{self.file} cannot be written ({error.strerror}); give a file in a folder with room"
@@ -240,18 +234,14 @@ class _Partial:
 
 def _identity(lm: LanguageModel, sequences: Sequence[np.ndarray], starts: Sequence[int], batch_size: int) -> dict:
     """What must be the same for sums to go on; each by its name in errors."""
-    model, text = hashlib.sha256(), hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(lm.model)[0]:
-        model.update(parameter_name(path).encode())
-        model.update(np.ascontiguousarray(leaf))
-    model.update(repr(lm.config).encode())
+    text = hashlib.sha256()
     for sequence, start in zip(sequences, starts):
         text.update(np.array([len(sequence), start], np.int32))
         text.update(np.ascontiguousarray(sequence))
     devices = len(jax.tree.leaves(lm.model)[0].sharding.device_set)
     return {
         "format": FORMAT,
-        "model": model.hexdigest(),
+        "model": fingerprint(lm.model) + hashlib.sha256(repr(lm.config).encode()).hexdigest()[:32],
         "text, tokenizer, context or stride": text.hexdigest(),
         "batch_size": batch_size,
         "number of devices": devices,
