@@ -19,44 +19,24 @@ import types
 
 READY = b"."
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
-# The audit name of each architecture, and its system calls that are refused: those that make processes and threads,
-# open sockets (io_uring, too), send signals, reach into other processes, raise limits, change files' owners and modes.
+# Of each architecture its audit name, and the numbers of the system calls that are refused: those that make processes
+# and threads, open sockets (io_uring, too), send signals, reach into other processes, raise limits, change files'
+# owners and modes.
 _MACHINES = {
-    "x86_64": (
-        0xC000003E,
-        (
-            56,
-            57,
-            58,
-            435,
-            41,
-            53,
-            425,
-            62,
-            129,
-            200,
-            234,
-            297,
-            424,
-            101,
-            311,
-            160,
-            302,
-            90,
-            91,
-            268,
-            452,
-            92,
-            93,
-            94,
-            260,
-        ),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        (220, 435, 198, 199, 425, 129, 130, 131, 138, 240, 424, 117, 271, 164, 261, 52, 53, 452, 54, 55),
-    ),
-}
+    "x86_64": (0xC000003E, {
+        "clone": 56, "fork": 57, "vfork": 58, "clone3": 435, "socket": 41, "socketpair": 53, "io_uring_setup": 425,
+        "kill": 62, "rt_sigqueueinfo": 129, "tkill": 200, "tgkill": 234, "rt_tgsigqueueinfo": 297,
+        "pidfd_send_signal": 424, "ptrace": 101, "process_vm_writev": 311, "setrlimit": 160, "prlimit64": 302,
+        "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93, "lchown": 94,
+        "fchownat": 260,
+    }),
+    "aarch64": (0xC00000B7, {
+        "clone": 220, "clone3": 435, "socket": 198, "socketpair": 199, "io_uring_setup": 425, "kill": 129, "tkill": 130,
+        "tgkill": 131, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240, "pidfd_send_signal": 424, "ptrace": 117,
+        "process_vm_writev": 271, "setrlimit": 164, "prlimit64": 261, "fchmod": 52, "fchmodat": 53, "fchmodat2": 452,
+        "fchownat": 54, "fchown": 55,
+    }),
+}  # fmt: skip
 _X32 = 0x40000000  # the other calls of x86_64
 _LOAD, _IF_EQUAL, _IF_AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06  # of the packet filter's machine
 _ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000
@@ -97,7 +77,7 @@ def confine(limits: dict[str, int]) -> None:
     program = [(_LOAD, 0, 0, 4), (_IF_EQUAL, 1, 0, audit), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
     left = len(calls) + 1
     program.append((_IF_AT_LEAST, left, 0, _X32))
-    for number, call in enumerate(calls):
+    for number, call in enumerate(calls.values()):
         program.append((_IF_EQUAL, left - number - 1, 0, call))
     program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE | errno.EPERM)]
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
