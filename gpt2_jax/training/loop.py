@@ -11,7 +11,7 @@ import jax
 from clu.metric_writers import MetricWriter
 from tqdm import tqdm
 
-from gpt2_jax.analysis import plots
+from gpt2_jax.analysis import curves
 from gpt2_jax.config import Config
 from gpt2_jax.data.corpus import Batches
 from gpt2_jax.errors import InputError
@@ -178,7 +178,7 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
                 raise_source_gone(step, batches)
     if jax.process_index() == 0:
         try:
-            plots.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
+            curves.perplexity_curve(workdir / "metrics.jsonl", workdir / "perplexity.png")
         except (OSError, InputError) as error:
             run.tell(f"the curve of perplexity was not drawn ({error}): what was trained is saved")
     best = None if stopping.best_step is None else (stopping.best_step, stopping.best_loss)

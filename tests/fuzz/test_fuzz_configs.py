@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mutations import accepted, damaged_bytes, damaged_json, fuzz
 
 from gpt2_jax import json_files
-from gpt2_jax.analysis.plots import perplexity_curve
+from gpt2_jax.analysis.curves import perplexity_curve
 from gpt2_jax.config import Config
 from gpt2_jax.data import reader
 from gpt2_jax.data.corpus import _check_unchanged, _position

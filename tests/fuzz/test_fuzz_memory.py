@@ -15,7 +15,7 @@ import json, resource, sys, time
 from pathlib import Path
 
 from gpt2_jax import InputError, tokenizer_files, weights
-from gpt2_jax.analysis import plots
+from gpt2_jax.analysis import curves
 from gpt2_jax.data.manifest import unfinished
 from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.pretrained import load_config
@@ -30,10 +30,10 @@ readers = {
     "tokens": load_prepared,
     "record": lambda path: unfinished(path, None, None),
     "seal": lambda path: (_ for _ in ()).throw(InputError(seal.damage(path, ["model"]))),
-    "metrics": lambda path: plots.perplexity_curve(path / "metrics.jsonl", path / "x.svg"),
+    "metrics": lambda path: curves.perplexity_curve(path / "metrics.jsonl", path / "x.svg"),
 }
 readers["config"](good)
-plots.perplexity_curve(good / "metrics.jsonl", good / "x.svg")
+curves.perplexity_curve(good / "metrics.jsonl", good / "x.svg")
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 300_000_000, resource.RLIM_INFINITY))
 for path in sorted(folder.iterdir()):

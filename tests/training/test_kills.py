@@ -160,7 +160,7 @@ def kill_at(event, count):
     seal._flush_folder = lambda folder: (plain(folder), folder.name == "checkpoints" and happens("named"))
     before(run.Run, "validate", "validation")
     after(Checkpoints, "restore", "restore")
-    before(loop.plots, "perplexity_curve", "plot")
+    before(loop.curves, "perplexity_curve", "plot")
     save = Checkpoints.save
 
     def save_and_perhaps_die(checkpoints, state, *rest):
