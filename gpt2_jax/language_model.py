@@ -105,7 +105,7 @@ class LanguageModel:
         request = self._request([prompt], settings)
         decoder, waiting = self.tokenizer.stream_decoder(), ""
         shown = len(request.prompts[0])
-        for state in self._states(request, chunk=1):
+        for state in self.states(request, chunk=1):
             tokens = np.asarray(state.history.tokens)[0, shown : int(state.history.lengths[0])]
             shown += len(tokens)
             waiting += decoder.put([token for token in tokens.tolist() if token not in request.end_tokens])
@@ -147,7 +147,7 @@ class LanguageModel:
         request = self._request([[self.tokenizer.end_of_text] * prompt_length] * batch_size, settings)
         match settings.search:
             case "sample":
-                for _ in itertools.islice(self._states(request, chunk=1), 2):
+                for _ in itertools.islice(self.states(request, chunk=1), 2):
                     pass
             case "beam":
                 self._beam_search(request)
@@ -157,7 +157,7 @@ class LanguageModel:
     def _request(self, prompts: Sequence[Prompt], options: Options) -> Request:
         return make_request(prompts, options, self.tokenizer, self.config)
 
-    def _states(self, request: Request, chunk: int | None) -> Iterator[sampler.State]:
+    def states(self, request: Request, chunk: int | None) -> Iterator[sampler.State]:
         """The sampler's states until all rows have ended or the time is over."""
         options = request.options
         samples = options.best_of or options.num_return_sequences
@@ -190,7 +190,7 @@ class LanguageModel:
     def _sample(self, request: Request) -> list[Generation]:
         options = request.options
         chunk = None if options.max_time is None else TIMED_CHUNK
-        *_, state = self._states(request, chunk)
+        *_, state = self.states(request, chunk)
         history = state.history
         tokens, lengths, ended = (np.asarray(x) for x in (history.tokens, history.lengths, state.ended))
         starts, scores = np.asarray(history.prompt_lengths), jax.tree.map(np.asarray, state.scores)
@@ -200,7 +200,7 @@ class LanguageModel:
             reason = STOP_REASONS.get(int(ended[row])) or ("length" if len(new) == request.max_new_tokens else "time")
             prompt = tokens[row, : starts[row]].tolist()
             of_row = scores and jax.tree.map(lambda x, row=row: x[row], scores)
-            results.append(self._result(request, prompt, new, reason, of_row))
+            results.append(self.result(request, prompt, new, reason, of_row))
         if options.best_of is not None:
             results = _best(results, options.best_of, options.num_return_sequences)
         return results
@@ -220,7 +220,7 @@ class LanguageModel:
         )
         reason = lambda text: "end_token" if text.finished else "length"
         return [
-            dataclasses.replace(self._result(request, prompt, text.tokens, reason(text), None), score=text.score)
+            dataclasses.replace(self.result(request, prompt, text.tokens, reason(text), None), score=text.score)
             for prompt, texts in zip(request.prompts, found)
             for text in texts
         ]
@@ -236,11 +236,12 @@ class LanguageModel:
             end_tokens=request.end_tokens,
         )
         ended = lambda new: "end_token" if new[-1] in request.end_tokens else "length"
-        return [self._result(request, prompt, new, ended(new), None) for prompt, new in zip(request.prompts, found)]
+        return [self.result(request, prompt, new, ended(new), None) for prompt, new in zip(request.prompts, found)]
 
-    def _result(
+    def result(
         self, request: Request, prompt: list[int], new: np.ndarray, reason: str, scores: sampler.Scores | None
     ) -> Generation:
+        """What `prompt` and its `new` tokens, int32 [n] with an end token, are to a reader."""
         options, score, kept = request.options, None, {}
         if options.best_of is not None:
             score = float(scores.chosen[: len(new)].mean())

@@ -1,6 +1,7 @@
 """From logits to a token: the chain of transforms that the settings switch on, and the pick.
 
-The order is that of `transformers` (`GenerationMixin._get_logits_processor`, 4.57 to 5.23). Axes as in logits.py.
+The order is that of `transformers` (`GenerationMixin._get_logits_processor`, 4.57 to 5.23). Settings are one for all
+rows, or each has a leading axis B: rows then obey their own, and a stage runs if it is on in any. Axes as in logits.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,13 +45,14 @@ def process(
     Args:
       logits: float32 [B, V].
       history: the text so far; the logits are those of its next token.
-      end_tokens: int32 [E], the ids that end a row; -1 is none.
+      end_tokens: int32 [E] or [B, E], the ids that end a row; -1 is none.
       limit: most new tokens a row, int32 [] or [B].
     """
     s, first_free = sampling, jnp.where(jnp.asarray(sampling.forced_bos_token_id) >= 0, 1, 0)
     stages: list[Stage] = []
     if s.sequence_bias is not None:
-        stages.append((True, lambda x: controls.sequence_bias(x, *s.sequence_bias, history)))
+        on = _any_id(s.sequence_bias[0], 2)
+        stages.append((on, lambda x: controls.sequence_bias(x, *s.sequence_bias, history)))
     stages += [
         (s.repetition_penalty != 1, lambda x: controls.repetition_penalty(x, s.repetition_penalty, history)),
         (
@@ -59,12 +61,13 @@ def process(
         ),
     ]
     if s.line_length is not None:
-        stages.append((True, lambda x: line_length(x, *s.line_length, history)))
+        stages.append((s.line_length[1] > 0, lambda x: line_length(x, *s.line_length, history)))
     stages += [
         (s.no_repeat_ngram_size > 0, lambda x: controls.no_repeat_ngram(x, s.no_repeat_ngram_size, history)),
     ]
     if s.bad_words_ids is not None:
-        stages.append((True, lambda x: controls.bad_words(x, s.bad_words_ids, history)))
+        on = _any_id(s.bad_words_ids, 2)
+        stages.append((on, lambda x: controls.bad_words(x, s.bad_words_ids, history)))
     stages += [
         (s.min_new_tokens > 0, lambda x: controls.min_new_tokens(x, s.min_new_tokens, end_tokens, history)),
         (s.forced_bos_token_id >= 0, lambda x: controls.forced(x, s.forced_bos_token_id, history.new == 0)),
@@ -72,18 +75,19 @@ def process(
     ]
     if s.exponential_decay_length_penalty is not None:
         start, factor = s.exponential_decay_length_penalty
-        stages.append((True, lambda x: controls.exponential_decay(x, start, factor, end_tokens, history)))
+        stages.append((factor != 1, lambda x: controls.exponential_decay(x, start, factor, end_tokens, history)))
     if s.suppress_tokens is not None:
-        stages.append((True, lambda x: controls.ban(x, s.suppress_tokens)))
+        stages.append((_any_id(s.suppress_tokens, 1), lambda x: controls.ban(x, s.suppress_tokens)))
     if s.begin_suppress_tokens is not None:
-        first = (history.new == first_free)[:, None]
-        stages.append((True, lambda x: controls.ban(x, jnp.where(first, s.begin_suppress_tokens, -1))))
+        first, on = (history.new == first_free)[:, None], _any_id(s.begin_suppress_tokens, 1)
+        stages.append((on, lambda x: controls.ban(x, jnp.where(first, s.begin_suppress_tokens, -1))))
 
     def leave_one(x: jax.Array) -> jax.Array:
         token = most_probable(logits)
         if end_tokens.size:
-            token = jnp.where(end_tokens[0] >= 0, end_tokens[0], token)
-        return controls.forced(x, token[:, None], x.max(-1) <= LOWEST)
+            first_end = end_tokens[..., 0]
+            token = jnp.where(first_end >= 0, first_end, token)
+        return controls.forced(x, token, x.max(-1) <= LOWEST)
 
     return _chain(logits, stages, finish=leave_one)
 
@@ -97,7 +101,7 @@ def warp(logits: jax.Array, sampling: Sampling, *, at_least: int = 1) -> jax.Arr
     """
     s = sampling
     # Below 1e-5 every other token's probability underflows anyway, and a smaller divisor could overflow.
-    logits = controls.finite(logits / jnp.maximum(s.temperature, 1e-5))
+    logits = controls.finite(logits / jnp.maximum(controls.of_rows(s.temperature), 1e-5))
     stages: list[Stage] = [
         (s.top_k > 0, lambda x: filters.keep_top_k(x, s.top_k, at_least)),
         (s.top_p < 1, lambda x: filters.keep_top_p(x, s.top_p, at_least)),
@@ -114,10 +118,21 @@ def _chain(logits: jax.Array, stages: Sequence[Stage], finish: Callable[[jax.Arr
 
     def run(logits: jax.Array) -> jax.Array:
         for on, apply in stages:
-            logits = jax.lax.cond(jnp.asarray(on), apply, lambda x: x, logits)
+            if_on = lambda x, on=on, apply=apply: _where(on, apply(x), x)
+            logits = jax.lax.cond(jnp.any(on), if_on, lambda x: x, logits)
         return finish(logits)
 
-    return jax.lax.cond(jnp.stack([jnp.asarray(on) for on, _ in stages]).any(), run, lambda x: x, logits)
+    return jax.lax.cond(jnp.stack([jnp.any(on) for on, _ in stages]).any(), run, lambda x: x, logits)
+
+
+def _where(on: jax.Array | bool, new: jax.Array, old: jax.Array) -> jax.Array:
+    """`new` [B, V] where it is on, bool [B]; for one setting of all rows, all of it."""
+    return new if jnp.ndim(on) == 0 else jnp.where(on[:, None], new, old)
+
+
+def _any_id(ids: jax.Array, axes: int) -> jax.Array:
+    """Whether a table of so many axes names an id, bool []; of a table a row, bool [B]."""
+    return (jnp.asarray(ids) >= 0).any(tuple(range(-axes, 0)))
 
 
 def pick(
@@ -141,11 +156,13 @@ def pick(
       int32 [B].
     """
     logits = process(logits, sampling, history, end_tokens=end_tokens, limit=limit)
-    return jax.lax.cond(
-        jnp.asarray(sampling.temperature) > 0,
-        lambda: _draw(logits, sampling, jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)),
-        lambda: most_probable(logits),
-    )
+    drawn = jnp.asarray(sampling.temperature) > 0
+
+    def draws() -> jax.Array:
+        tokens = _draw(logits, sampling, jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys))
+        return tokens if drawn.ndim == 0 else jnp.where(drawn, tokens, most_probable(logits))
+
+    return jax.lax.cond(drawn.any(), draws, lambda: most_probable(logits))
 
 
 def _draw(logits: jax.Array, sampling: Sampling, uniforms: jax.Array) -> jax.Array:
@@ -154,8 +171,9 @@ def _draw(logits: jax.Array, sampling: Sampling, uniforms: jax.Array) -> jax.Arr
     B, V = logits.shape
     if V <= FEW * BLOCK:
         return every()
-    k = jnp.asarray(sampling.top_k)
+    k = jnp.where(jnp.asarray(sampling.temperature) > 0, sampling.top_k, 1)  # greedy rows need the best alone
     none = jnp.zeros((B, FEW), jnp.int32), jnp.zeros((), bool)
-    chosen, enough = jax.lax.cond((k > 0) & (k <= FEW), lambda: best_blocks(logits, k), lambda: none)
+    few_enough = ((k > 0) & (k <= FEW)).all()
+    chosen, enough = jax.lax.cond(few_enough, lambda: best_blocks(logits, k), lambda: none)
     few = lambda: without(draw(warp(within(logits, chosen), sampling), uniforms), chosen)
     return jax.lax.cond(enough, few, every)

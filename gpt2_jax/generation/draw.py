@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt2_jax.generation.filters import BLOCK, blocks
-from gpt2_jax.generation.logits import LOWEST
+from gpt2_jax.generation.logits import LOWEST, of_rows
 
 FEW = 64  # blocks
 
@@ -42,10 +42,10 @@ def draw(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
 def best_blocks(logits: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The `FEW` blocks of highest maxima, in their order, int32 [B, FEW]; whether they hold the k most probable tokens.
 
-    k is from 1 to `FEW`. Only ties of the k-th token, or bans of nearly all, make them too few.
+    k, [] or [B], is from 1 to `FEW`. Only ties of the k-th token, or bans of nearly all, make them too few.
     """
     maxima, chosen = jax.lax.top_k(blocks(logits).max(-1), FEW + 1)
-    others, kth = maxima[:, FEW], jnp.take(maxima, k - 1, axis=1)
+    others, kth = maxima[:, FEW], jnp.take_along_axis(maxima, of_rows(k) - 1, axis=1)[:, 0]
     return jnp.sort(chosen[:, :FEW], axis=-1), ((others < kth) | (others <= LOWEST)).all()
 
 

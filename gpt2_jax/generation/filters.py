@@ -1,7 +1,8 @@
 """Which tokens may be drawn: filters on float32 [B, V] that lower all the others to `LOWEST`.
 
 Nothing is sorted: a filter keeps what lies above a threshold, found by bisection over the floats in their order. Each
-keeps at least the `at_least` most probable tokens (a whole number known when compiling).
+keeps at least the `at_least` most probable tokens (a whole number known when compiling). The settings are one for all
+rows, or [B].
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gpt2_jax.generation.logits import LOWEST
+from gpt2_jax.generation.logits import LOWEST, of_rows
 
 ROUNDING = 1e-6  # what float32 sums of V probabilities resolve
 BLOCK = 128
@@ -33,7 +34,7 @@ def keep_top_p(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> ja
 
 def keep_min_p(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> jax.Array:
     """Keeps tokens of at least `p` times the highest probability."""
-    return _keep(logits, logits >= logits.max(-1, keepdims=True) + jnp.log(p), at_least)
+    return _keep(logits, logits >= logits.max(-1, keepdims=True) + jnp.log(of_rows(p)), at_least)
 
 
 def keep_typical(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> jax.Array:
@@ -52,12 +53,13 @@ def keep_typical(logits: jax.Array, p: jax.Array | float, at_least: int = 1) -> 
 
 def keep_epsilon(logits: jax.Array, epsilon: jax.Array | float, at_least: int = 1) -> jax.Array:
     """Keeps tokens of probability `epsilon` or more (Hewitt et al., 2022)."""
-    return _keep(logits, jax.nn.softmax(logits, axis=-1) >= epsilon, at_least)
+    return _keep(logits, jax.nn.softmax(logits, axis=-1) >= of_rows(epsilon), at_least)
 
 
 def keep_eta(logits: jax.Array, epsilon: jax.Array | float, at_least: int = 1) -> jax.Array:
     """Keeps tokens of probability min(epsilon, sqrt(epsilon) exp(-entropy)) or more (Hewitt et al., 2022)."""
     log_p, entropy = _information(logits)
+    epsilon = of_rows(epsilon)
     eta = jnp.minimum(epsilon, jnp.sqrt(epsilon) * jnp.exp(-entropy))
     return _keep(logits, jnp.exp(log_p) >= eta, at_least)
 

@@ -103,14 +103,15 @@ def start_state(
         count=np.zeros((), np.int32),
         ended=np.full(B, RUNNING, np.int32),
         matched=np.full(B, START, np.int32),
-        keys=_row_keys(seeds),
+        keys=row_keys(seeds),
         heads=np.array(heads or [0] * len(texts), np.int32),
         scores=scores,
     )
 
 
 @jax.jit
-def _row_keys(seeds: jax.Array) -> jax.Array:
+def row_keys(seeds: jax.Array) -> jax.Array:
+    """The key of each row's draws, from its seed and its own number, uint32 [B, 2]."""
     return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed[0]), seed[1]))(seeds)
 
 

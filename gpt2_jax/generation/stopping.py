@@ -24,14 +24,12 @@ def stop_table(stop_strings: Sequence[str], tokenizer: Tokenizer, vocab_size: in
     Raises:
       InputError: an empty string, or strings of more than 32,000 bytes together.
     """
-    if any(not string for string in stop_strings):
-        raise InputError("stop_strings has an empty string, which would stop everything; give text")
     return _table(tuple(stop_strings), tokenizer, vocab_size)
 
 
 @functools.lru_cache(maxsize=8)  # the table of one string takes some 20 ms for GPT-2's vocabulary
 def _table(stop_strings: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    by_byte = _automaton([string.encode() for string in stop_strings])  # [states, 256]
+    by_byte = _automaton(stop_strings)  # [states, 256]
     spelled = [tokenizer.spelling(i) for i in range(min(vocab_size, len(tokenizer)))]
     lengths = np.array([len(spelling) for spelling in spelled])
     table = np.repeat(np.arange(len(by_byte), dtype=np.int16)[:, None], vocab_size, axis=1)
@@ -42,8 +40,26 @@ def _table(stop_strings: tuple[str, ...], tokenizer: Tokenizer, vocab_size: int)
     return table
 
 
-def _automaton(strings: list[bytes]) -> np.ndarray:
+class Watch:
+    """The automaton outside of the loop: it is given tokens as they come."""
+
+    def __init__(self, stop_strings: Sequence[str], tokenizer: Tokenizer):
+        """Errors are those of `stop_table`."""
+        self._moves, self._tokenizer, self._state = _automaton(tuple(stop_strings)), tokenizer, START
+
+    def put(self, token: int) -> bool:
+        """Whether a stop string is complete."""
+        for byte in self._tokenizer.spelling(token):
+            self._state = self._moves[self._state, byte]
+        return bool(self._state == len(self._moves) - 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _automaton(stop_strings: tuple[str, ...]) -> np.ndarray:
     """int16 [states, 256]; the last state, which absorbs, is "complete"."""
+    if any(not string for string in stop_strings):
+        raise InputError("stop_strings has an empty string, which would stop everything; give text")
+    strings = [string.encode() for string in stop_strings]
     children: list[dict[int, int]] = [{}]
     complete: set[int] = set()
     for string in strings:
