@@ -10,14 +10,49 @@ from absl import app, flags, logging
 from matplotlib.figure import Figure
 
 import gpt2_jax
-from gpt2_jax.analysis import pages
+from gpt2_jax.analysis import diversity_plots, pages, sweep
 from gpt2_jax.analysis.curves import curves
+from gpt2_jax.analysis.side_by_side import read_settings, side_by_side
 
 WORKDIR = flags.DEFINE_list("workdir", None, "Of curves: folders of training runs, with commas.")
+SWEEP = flags.DEFINE_string("sweep", None, "Of diversity and quality: the folder that scripts/sweep.py wrote.")
+MODEL = flags.DEFINE_string("model", None, "Training run, folder or file of GPT-2 weights, or hub id.")
+STEP = flags.DEFINE_string("step", None, "Checkpoint of a run: a step, or 'best'; the latest by default.")
+PROMPT = flags.DEFINE_multi_string("prompt", [""], "Of completions: a text to continue; several times for several.")
+SETTINGS = "options of generation, temperature=0.5,1;top_p=0.9 for all combinations, or a JSON list of objects."
+ROWS = flags.DEFINE_string("rows", None, f"Of completions: {SETTINGS}")
+COLUMNS = flags.DEFINE_string("columns", "[{}]", f"Of completions: {SETTINGS}")
+OPTIONS = flags.DEFINE_string("options", "[{}]", "Of completions: what all share, such as max_new_tokens=40.")
+SEEDS = flags.DEFINE_list("seeds", ["0"], "Of completions: a text of each setting for each of them, with commas.")
 
 
 def draw_curves() -> Figure:
     return curves(given(WORKDIR))
+
+
+def draw_diversity() -> Figure:
+    return diversity_plots.diversity(sweep.read(Path(given(SWEEP))))
+
+
+def draw_quality() -> Figure:
+    return diversity_plots.quality_diversity(sweep.read(Path(given(SWEEP))))
+
+
+def draw_completions() -> str:
+    rows, columns, shared = (read_settings(text) for text in (given(ROWS), COLUMNS.value, OPTIONS.value))
+    if len(shared) != 1:
+        raise gpt2_jax.InputError(
+            f"options is {OPTIONS.value!r}; it must be one setting: rows and columns have several"
+        )
+    if not all(seed.isdecimal() for seed in SEEDS.value):
+        raise gpt2_jax.InputError(f"seeds is {','.join(SEEDS.value)}; it must be whole numbers with commas")
+    seeds = [int(seed) for seed in SEEDS.value]
+    found = side_by_side(load(), PROMPT.value, rows, columns, seeds=seeds, **shared[0])
+    return found.markdown() if OUTPUT.value.endswith(".md") else found.page()
+
+
+def load() -> gpt2_jax.LanguageModel:
+    return gpt2_jax.load(given(MODEL), step=STEP.value)
 
 
 def given(flag: flags.FlagHolder):
@@ -30,6 +65,9 @@ def given(flag: flags.FlagHolder):
 # What draws each picture, and the suffixes that its file may have. A text that is drawn is the file, as it is.
 PICTURES = {
     "curves": (draw_curves, pages.PICTURES),
+    "diversity": (draw_diversity, pages.PICTURES),
+    "quality": (draw_quality, pages.PICTURES),
+    "completions": (draw_completions, (".md", ".html")),
 }
 PICTURE = flags.DEFINE_enum("picture", None, list(PICTURES), "What to draw.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write; its suffix decides the format.")

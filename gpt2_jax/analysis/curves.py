@@ -1,22 +1,22 @@
 """Curves of training, read from the metrics.jsonl of runs."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, StrMethodFormatter
 
 from gpt2_jax import json_files
-from gpt2_jax.analysis.plots import COLOURS, Picture, image, plain
+from gpt2_jax.analysis.plots import COLOURS, Picture, image, logarithmic, plain
 from gpt2_jax.errors import InputError, check
 
 HIGHEST = 20.0  # nats a token; higher losses, of steps that were skipped, would make the picture one of them alone
 MARKERS = "os^Dv*P"  # of validation, one a run
 SMOOTHED = 60  # points of a curve from which on its mean is drawn beside it
-WINDOW = 0.02  # of all steps, over which that mean is taken
+WINDOW = 0.05  # of all steps, over which that mean is taken
+WIDE = 10.0  # a range of gradient norms, highest over lowest, from which on its axis is logarithmic
 
 Points = dict[int, float]  # step -> value
 
@@ -76,15 +76,17 @@ def perplexity_curve(metrics: Path, picture: Path) -> None:
         ("train_loss", "training", {"color": "#9ecae1", "linewidth": 1}),
         ("val_loss", "validation", {"color": "#08519c", "linewidth": 2, "marker": "o", "markersize": 4}),
     ):
-        if points := _perplexities(run.get(name, {})):
-            axes.plot(list(points), list(points.values()), label=label, **style)
+        if points := run.get(name):
+            steps, perplexities = list(points), np.exp(list(points.values()))
+            axes.plot(steps, perplexities, label=label, **style)
             if name == "val_loss":
-                step, last = list(points.items())[-1]
-                axes.annotate(f"{last:.2f}", (step, last), xytext=(0, 8), textcoords="offset points", ha="right")
+                last = perplexities[-1]
+                axes.annotate(f"{last:.2f}", (steps[-1], last), xytext=(0, 8), textcoords="offset points", ha="right")
     axes.set(xlabel="step", ylabel="perplexity per token", title=plain(metrics.absolute().parent.name))
-    _logarithmic(axes)
+    logarithmic(axes)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if axes.lines:
+        axes.legend(frameon=False)
     picture.write_bytes(image(figure, picture.suffix))
 
 
@@ -97,9 +99,9 @@ def _draw(runs: Mapping[str, Mapping[str, Points]]) -> Picture:
     for run, colour, marker in zip(runs.values(), COLOURS, MARKERS):
         trained, validated = run.get("train_loss", {}), run.get("val_loss", {})
         validation = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "--", "linewidth": 1}
-        for axes, of in ((loss, dict), (perplexity, _perplexities)):
-            smoothed |= _plot(axes, of(trained), colour, window)
-            axes.plot(list(of(validated)), list(of(validated).values()), **validation)
+        for axes, of in ((loss, np.positive), (perplexity, np.exp)):
+            smoothed |= _plot(axes, trained, colour, window, of)
+            axes.plot(list(validated), of(list(validated.values())), **validation)
         rates = run.get("learning_rate", {})
         rate.plot(list(rates), list(rates.values()), color=colour, linewidth=1.5)
         smoothed |= _plot(norm, run.get("grad_norm", {}), colour, window)
@@ -117,29 +119,30 @@ def _draw(runs: Mapping[str, Mapping[str, Points]]) -> Picture:
         axes.set_title(title, loc="left", fontsize=11)
         axes.grid(alpha=0.3)
         axes.tick_params(labelbottom=True)
-    for axes in (perplexity, norm):
-        _logarithmic(axes)
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+        axes.set_xlabel("step")
+    logarithmic(perplexity)
+    low, high = norm.dataLim.intervaly
+    if 0 < low < high / WIDE:
+        logarithmic(norm)
+    rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     speed.yaxis.set_major_formatter(EngFormatter(sep=""))
     speed.set_ylim(bottom=0)
-    for axes in (speed, norm):
-        axes.set_xlabel("step")
-    _explain(legend, runs, f"mean of the {window} steps around" if smoothed else "")
+    _explain(legend, runs, f"its mean over the {window:,} steps around" if smoothed else "")
     return figure
 
 
-def _plot(axes: Axes, points: Points, colour: str, window: int) -> bool:
-    """Draws a curve that jumps: faint, with its running mean over `window` steps, where it has many points."""
+def _plot(axes: Axes, points: Points, colour: str, window: int, of: np.ufunc = np.positive) -> bool:
+    """Draws `of` a curve that jumps; where it has many points faintly, and thick of its mean over `window` steps."""
     steps, values = np.array(list(points)), np.array(list(points.values()))
     if len(steps) < SMOOTHED:
-        axes.plot(steps, values, color=colour, linewidth=1.5)
+        axes.plot(steps, of(values), color=colour, linewidth=1.5)
         return False
-    axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3, rasterized=len(steps) > 5_000)
+    axes.plot(steps, of(values), color=colour, linewidth=0.7, alpha=0.3, rasterized=len(steps) > 5_000)
     first, last = (
         np.searchsorted(steps, steps + side, way) for side, way in ((-window / 2, "left"), (window / 2, "right"))
     )
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    axes.plot(steps, (sums[last] - sums[first]) / (last - first), color=colour, linewidth=1.8)
+    axes.plot(steps, of((sums[last] - sums[first]) / (last - first)), color=colour, linewidth=1.8)
     return True
 
 
@@ -157,16 +160,11 @@ def _explain(axes: Axes, runs: Mapping[str, Mapping[str, Points]], mean: str) ->
     labels += ["training", "validation"]
     if mean:
         handles[-2:-2] = [Line2D([], [], linewidth=0.7, alpha=0.5, **grey)]
-        labels[-2] = f"training, {mean}"
-        labels[-2:-2] = ["as it was measured"]
+        labels[-2:-1] = ["training, each line of the metrics", mean]
     if any(_rises(run.get("skipped_steps", {})) for run in runs.values()):
         handles.append(Line2D([], [], linestyle="", marker="x", **grey))
         labels.append("steps were skipped")
     axes.legend(handles, labels, loc="center left", frameon=False).set_in_layout(False)  # it may be wider
-
-
-def _perplexities(losses: Points) -> Points:
-    return {step: math.exp(loss) for step, loss in losses.items() if loss > -300}
 
 
 def _rises(counts: Points) -> list[int]:
@@ -185,15 +183,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
 
 
-def _logarithmic(axes: Axes) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter("")
-
-
 def _can_be_drawn(name: str, value: object) -> bool:
     """Whether a value is in the bounds of float64, with room for the axes, and, if a loss, not too high."""
-    if type(value) not in (int, float) or not -1e300 < value < 1e300:
+    if type(value) not in (int, float):
         return False
-    return value < HIGHEST or not name.endswith("_loss")
+    return -300 < value < HIGHEST if name.endswith("_loss") else -1e300 < value < 1e300

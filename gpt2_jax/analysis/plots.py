@@ -3,7 +3,9 @@
 import io
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 # Okabe and Ito (2008): told apart by the colour-blind, and in print; their yellow is too light for lines on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -34,3 +36,11 @@ def image(figure: Figure, suffix: str) -> bytes:
 def plain(text: str) -> str:
     """A text as matplotlib draws it unchanged: dollar signs begin no formula."""
     return text.replace("$", r"\$")
+
+
+def logarithmic(axes: Axes) -> None:
+    """Makes the y axis logarithmic, with numbers as people write them."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

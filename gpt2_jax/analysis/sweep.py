@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from gpt2_jax import json_files, whole_files
 from gpt2_jax.analysis import quality
-from gpt2_jax.errors import InputError, check
+from gpt2_jax.errors import InputError, check, shown
 from gpt2_jax.fingerprint import fingerprint
 from gpt2_jax.generation import batches
 from gpt2_jax.generation.options import option
@@ -137,6 +137,41 @@ def run(
     _write(folder / "table.csv", quality.comma_separated([r.setting | {"slid": r.slid} | r.metrics for r in results]))
     _write(folder / "results.json", json.dumps([dataclasses.asdict(r) for r in results], ensure_ascii=False, indent=1))
     return results
+
+
+def read(folder: Path) -> list[Result]:
+    """The settings that a sweep has done, also one that was stopped; by length and factors.
+
+    Raises:
+      InputError: there are none, or a file that is none.
+    """
+    files = sorted(folder.glob("settings/*.json"))
+    if not files:
+        raise InputError(f"{folder} has no settings/*.json; give the folder that scripts/sweep.py wrote")
+    what, advice = "is no setting of a sweep", "remove it, and let scripts/sweep.py draw it again"
+    found = []
+    for file in files:
+        values = json_files.read(file, what, advice, LARGEST_FILE)
+        if not _is_result(values):
+            raise InputError(f"{file} {what} ({shown(sorted(values))}); {advice}")
+        found.append(Result(**values))
+    return sorted(found, key=lambda result: [result.setting[factor] for factor in reversed(FACTORS)])
+
+
+def _is_result(values: dict[str, Any]) -> bool:
+    """Whether an object in a file has what a `Result` has."""
+    if values.keys() != {field.name for field in dataclasses.fields(Result)} or type(values["name"]) is not str:
+        return False
+    setting, metrics, samples = values["setting"], values["metrics"], values["samples"]
+    return (
+        isinstance(setting, dict)
+        and setting.keys() == set(FACTORS)
+        and all(type(value) in (int, float) for value in setting.values())
+        and isinstance(metrics, dict)
+        and all(value is None or type(value) in (int, float) for value in metrics.values())
+        and isinstance(samples, list)
+        and all(isinstance(sample, dict) for sample in samples)
+    )
 
 
 def name_of(setting: Setting) -> str:
