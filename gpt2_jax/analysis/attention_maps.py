@@ -62,6 +62,7 @@ class HeadStatistics:
         token these are the same.
       induction: attention to the tokens after earlier occurrences of the query's token, in [0, 1], over queries that
         have such; see `head_statistics`.
+      induction_of_text: whether these are the text's own tokens, not random ones that are repeated.
       tokens: how many the statistics are of.
     """
 
@@ -70,6 +71,7 @@ class HeadStatistics:
     previous_token: np.ndarray
     first_token: np.ndarray
     induction: np.ndarray
+    induction_of_text: bool
     tokens: int
 
 
@@ -127,7 +129,7 @@ def head_statistics(lm: LanguageModel, text: Text, *, induction_of_text: bool = 
     if not induction_of_text:
         repeated = repeated_tokens(lm.tokenizer, lm.config.n_positions, lm.config.vocab_size)
         found["induction"] = statistics_of_heads(lm.model, repeated)["induction"]
-    return HeadStatistics(**found, tokens=len(tokens))
+    return HeadStatistics(**found, induction_of_text=induction_of_text, tokens=len(tokens))
 
 
 def statistics_of_heads(model: GPT2, tokens: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_jax.analysis.token_labels import Text, labels, tokens_of
+from gpt2_jax.analysis.token_labels import Text, labels, running_text, tokens_of
 from gpt2_jax.errors import InputError, check
 from gpt2_jax.evaluation.perplexity import windows
 from gpt2_jax.generation.sampler import bucket
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2
 
+RANKS = {"top 10": 10, "top 100": 100, "top 1,000": 1_000, "beyond": np.inf}  # classes: Gehrmann et al., 2019
 AT_A_TIME = 64  # positions whose logits are in memory
 
 
@@ -31,6 +32,7 @@ class TokenProbabilities:
     Attributes:
       tokens: int32 [T]; an end-of-text that begins the text is not among them.
       labels: of the tokens, see token_labels.py.
+      texts: the same to be read one after the other, with whole characters (`token_labels.running_text`).
       surprisal: float32 [T], -log2 of the probability, in bits.
       rank: int32 [T], 1 if no other token was more probable.
       entropy: float32 [T], of what the model expected in the token's place, in bits: its mean surprisal.
@@ -40,6 +42,7 @@ class TokenProbabilities:
 
     tokens: np.ndarray
     labels: list[str]
+    texts: list[str]
     surprisal: np.ndarray
     rank: np.ndarray
     entropy: np.ndarray
@@ -51,6 +54,22 @@ class TokenProbabilities:
     def perplexity(self) -> float:
         """Of a token."""
         return float(2 ** self.surprisal.mean(dtype=np.float64))
+
+    @property
+    def rank_class(self) -> np.ndarray:
+        """Int [T]: which of `RANKS` each token is in, as in GLTR (Gehrmann et al., 2019)."""
+        return np.searchsorted(list(RANKS.values()), self.rank)
+
+    @property
+    def top_probabilities(self) -> np.ndarray:
+        """Float32 [T, k], of the alternatives."""
+        return np.exp(self.top_logprobs)
+
+    def _repr_html_(self) -> str:
+        """The coloured text, in a notebook."""
+        from gpt2_jax.analysis.coloured_text import fragment  # which imports this module
+
+        return fragment(self)
 
 
 def token_probabilities(lm: LanguageModel, text: Text, top_k: int = 10) -> TokenProbabilities:
@@ -81,6 +100,7 @@ def token_probabilities(lm: LanguageModel, text: Text, top_k: int = 10) -> Token
     return TokenProbabilities(
         tokens=tokens,
         labels=labels(lm.tokenizer, tokens),
+        texts=running_text(lm.tokenizer, tokens),
         surprisal=np.abs(logprobs / np.float32(math.log(2))),  # not -0
         rank=rank,
         entropy=entropy / np.float32(math.log(2)),

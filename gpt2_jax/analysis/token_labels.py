@@ -17,6 +17,8 @@ from gpt2_jax.tokenizer import Tokenizer
 
 Text = str | Sequence[int] | np.ndarray | Generation
 SPACE, LINE_BREAK, TAB = "␣", "⏎", "⇥"
+CONTINUED = "·"  # in running text, a part of a character that the next token completes
+FONT = "DejaVu Sans Mono"  # which comes with matplotlib
 # Of ASCII, https://www.unicode.org/charts/PDF/U0000.pdf
 CONTROL = (
     "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
@@ -55,12 +57,26 @@ def labels(tokenizer: Tokenizer, tokens: Iterable[int]) -> list[str]:
 
 def label(spelling: bytes) -> str:
     """The label of a token that adds `spelling` to a text."""
-    parts, carries = [], False  # whether the character before can carry a combining mark
-    for character in spelling.decode(errors="surrogateescape"):
-        kind = unicodedata.category(character)[0]
-        parts.append("◌" + character if kind == "M" and not carries else _visible(character))
-        carries = kind in "LMN"
-    return "".join(parts)
+    return _of_characters(spelling.decode(errors="surrogateescape"))
+
+
+def running_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """The label of each token within the text of all: a character of several tokens is in the last of them, whole.
+
+    The others have "·" in its place. Bytes that come to no character stay "\\xe2".
+    """
+    spellings = [tokenizer.spelling(int(i)) if i < len(tokenizer) else b"" for i in tokens]
+    ends, end = np.cumsum([len(spelling) for spelling in spellings]), 0
+    characters, continued = [""] * len(tokens), [""] * len(tokens)
+    for character in b"".join(spellings).decode(errors="surrogateescape"):
+        start, end = end, end + len(character.encode(errors="surrogateescape"))
+        first, last = np.searchsorted(ends, (start, end - 1), side="right")  # the tokens of its first and last byte
+        characters[last] += character
+        continued[first:last] = [CONTINUED] * (last - first)
+    return [
+        _of_characters(of_token) + rest if spelling else name
+        for of_token, rest, spelling, name in zip(characters, continued, spellings, labels(tokenizer, tokens))
+    ]
 
 
 def spaced(label: str) -> str:
@@ -69,7 +85,7 @@ def spaced(label: str) -> str:
 
 
 def drawable(label: str) -> str:
-    """A label for matplotlib: characters that its font, DejaVu Sans, has not are escaped as "\\u4e2d"."""
+    """A label for matplotlib, in `FONT`: characters that it lacks are escaped as "\\u4e2d"."""
     return "".join(c if ord(c) in _glyphs() else _escaped(c) for c in label)
 
 
@@ -82,6 +98,15 @@ def _label(tokenizer: Tokenizer, token: int) -> str:
     if token >= len(tokenizer):
         return f"⟨id {token}⟩"
     return label(tokenizer.spelling(token)) or tokenizer.decode([token], skip_special=False)
+
+
+def _of_characters(characters: str) -> str:
+    parts, carries = [], False  # whether the character before can carry a combining mark
+    for character in characters:
+        kind = unicodedata.category(character)[0]
+        parts.append("◌" + character if kind == "M" and not carries else _visible(character))
+        carries = kind in "LMN"
+    return "".join(parts)
 
 
 def _visible(character: str) -> str:
@@ -102,4 +127,4 @@ def _escaped(character: str) -> str:
 def _glyphs() -> frozenset[int]:
     from matplotlib import font_manager  # not at the top: labels alone need no matplotlib
 
-    return frozenset(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+    return frozenset(font_manager.get_font(font_manager.findfont(FONT)).get_charmap())

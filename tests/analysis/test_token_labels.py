@@ -1,12 +1,16 @@
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_jax import InputError
-from gpt2_jax.analysis.token_labels import drawable, label, labels, shortened, spaced, tokens_of
+from gpt2_jax.analysis.token_labels import drawable, label, labels, running_text, shortened, spaced, tokens_of
 from gpt2_jax.language_model import Generation
 from gpt2_jax.tokenizer import train_bpe
+
+TOKENIZER = train_bpe(["to be or not to be"], 265)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +44,24 @@ def test_no_two_spellings_have_one_label_and_all_are_printable(one, other):
     assert spaced(label(one)).replace("⏎\n", "⏎").replace("⇥\t", "⇥").replace(" ", "␣") == label(one)
 
 
+def test_in_running_text_characters_of_several_tokens_are_whole():
+    tokenizer = TOKENIZER
+    running = lambda text: running_text(tokenizer, tokenizer.encode(text) if isinstance(text, str) else text)
+    assert running("be…s 😀\n") == ["be", "·", "·", "…", "s", "␣", "·", "·", "·", "😀", "⏎"]
+    broken = [*tokenizer.encode("…")[:2], tokenizer.end_of_text, *tokenizer.encode(" be"), len(tokenizer)]
+    shown = running(broken)
+    assert shown[:3] == [r"\xe2", r"\x80", "<|endoftext|>"] and "".join(shown[3:-1]) == "␣be"
+    assert shown[-1] == f"⟨id {len(tokenizer)}⟩" and running([]) == []
+
+
+@given(st.text(max_size=8))
+def test_running_text_is_the_text(text):
+    shown = "".join(running_text(TOKENIZER, TOKENIZER.encode(text)))
+    assert re.sub("[◌·]", "", shown) == re.sub("[◌·]", "", label(text.encode()))
+
+
 def test_special_tokens_go_by_name_and_ids_without_a_token_by_number():
-    tokenizer = train_bpe(["to be or not to be"], 265).with_special_tokens(["<|poetry|>"])
+    tokenizer = TOKENIZER.with_special_tokens(["<|poetry|>"])
     tokens = [*tokenizer.encode(" be"), tokenizer.end_of_text, tokenizer.control_codes["poetry"], len(tokenizer) + 3]
     assert labels(tokenizer, tokens)[-3:] == ["<|endoftext|>", "<|poetry|>", f"⟨id {len(tokenizer) + 3}⟩"]
     assert "".join(labels(tokenizer, tokens)[:-3]) == "␣be"
