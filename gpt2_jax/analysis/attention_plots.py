@@ -53,12 +53,13 @@ def layer_grid(attention: AttentionMap) -> Picture:
     for head, axes in enumerate(grid.flat[:H]):
         drawn = _draw(axes, _pooled(attention.weights[head]), tokens=T)
         axes.set_title(f"head {head}", fontsize=10)
+        axes.tick_params(labelbottom=head >= H - columns)  # where no other is below
         axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
         axes.yaxis.get_major_locator().set_params(integer=True, nbins=4)
     figure.suptitle(f"layer {attention.layer}, {T} tokens")
     figure.supxlabel("attends to (place)", fontsize=10)
     figure.supylabel("token (place)", fontsize=10)
-    figure.colorbar(drawn, ax=grid, label="attention", shrink=0.6, aspect=30)
+    figure.colorbar(drawn, ax=list(grid.flat[:H]), label="attention", shrink=0.6, aspect=30)
     return figure
 
 

@@ -21,8 +21,8 @@ POINTS, CHARACTER, LINE = 10, 10 * 0.602 / 72, 0.2  # the font's size; a charact
 MARGIN, HEADER = 0.2, 0.75  # inches
 MOST_BITS = 16.0  # surprisal of the darkest colour
 # Light enough for black letters, and darker from step to step in grey, too.
-SURPRISAL_COLOURS = LinearSegmentedColormap.from_list("surprisal", ["#ffffff", "#fde3b3", "#f3b24f", "#d98a1e"])
-RANK_COLOURS = ("#8fd3bd", "#f0e442", "#f2a176", "#cc79a7")  # Okabe and Ito's, two of them lighter
+SURPRISAL_COLOURS = LinearSegmentedColormap.from_list("surprisal", ["#ffffff", "#fde3b3", "#f3b24f", "#df9128"])
+RANK_COLOURS = ("#8fd3bd", "#f0e442", "#f2a176", "#d58db5")  # Okabe and Ito's, three of them lighter
 BY = ("surprisal", "rank")
 
 
@@ -113,12 +113,11 @@ def _lay_out(texts: Sequence[str]) -> Iterator[tuple[int, int, int, str]]:
             if column and column + _cells(part) > COLUMNS:
                 row, column = row + 1, 0
             for start in range(0, len(part), COLUMNS):
+                if start:
+                    row, column = row + 1, 0
                 piece = part[start : start + COLUMNS]
-                row += start > 0
                 yield i, row, column, piece
                 column += _cells(piece)
-            if len(part) > COLUMNS:
-                column = _cells(piece)
 
 
 def _cells(text: str) -> int:
