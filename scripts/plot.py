@@ -10,9 +10,12 @@ from absl import app, flags, logging
 from matplotlib.figure import Figure
 
 import gpt2_jax
-from gpt2_jax.analysis import diversity_plots, pages, sweep
+from gpt2_jax.analysis import attention_plots, coloured_text, diversity_plots, pages, probability_plots, sweep
+from gpt2_jax.analysis.attention_maps import attention_of, head_statistics
 from gpt2_jax.analysis.curves import curves
+from gpt2_jax.analysis.probabilities import TokenProbabilities, token_probabilities
 from gpt2_jax.analysis.side_by_side import read_settings, side_by_side
+from gpt2_jax.errors import one_line
 
 WORKDIR = flags.DEFINE_list("workdir", None, "Of curves: folders of training runs, with commas.")
 SWEEP = flags.DEFINE_string("sweep", None, "Of diversity and quality: the folder that scripts/sweep.py wrote.")
@@ -23,6 +26,11 @@ SETTINGS = "options of generation, temperature=0.5,1;top_p=0.9 for all combinati
 ROWS = flags.DEFINE_string("rows", None, f"Of completions: {SETTINGS}")
 COLUMNS = flags.DEFINE_string("columns", "[{}]", f"Of completions: {SETTINGS}")
 OPTIONS = flags.DEFINE_string("options", "[{}]", "Of completions: what all share, such as max_new_tokens=40.")
+TEXT = flags.DEFINE_string("text", None, "Of attention and probabilities: the text that the model reads.")
+FILE = flags.DEFINE_string("file", None, "Instead of --text: a file with it.")
+LAYER = flags.DEFINE_integer("layer", 0, "Of attention and heads: from 0; -1 is the last.")
+HEAD = flags.DEFINE_integer("head", 0, "Of attention: from 0.")
+TOP_K = flags.DEFINE_integer("top_k", 10, "Of probabilities as .html: alternatives of each token.")
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Of completions: a text of each setting for each of them, with commas.")
 
 
@@ -51,6 +59,58 @@ def draw_completions() -> str:
     return found.markdown() if OUTPUT.value.endswith(".md") else found.page()
 
 
+def draw_attention() -> Figure:
+    return attention_plots.head_map(attention_of(*reading(), LAYER.value), HEAD.value)
+
+
+def draw_heads() -> Figure:
+    return attention_plots.layer_grid(attention_of(*reading(), LAYER.value))
+
+
+def draw_statistics() -> Figure:
+    return attention_plots.statistics_grid(head_statistics(*reading()))
+
+
+def draw_probabilities() -> Figure | str:
+    if OUTPUT.value.endswith(".html"):
+        return coloured_text.page(probabilities(), f"What {MODEL.value} expected")
+    return probability_plots.text_picture(probabilities())
+
+
+def draw_ranks() -> Figure:
+    return probability_plots.text_picture(probabilities(), "rank")
+
+
+def draw_surprisal() -> Figure:
+    return probability_plots.along_text(probabilities())
+
+
+def draw_histogram() -> Figure:
+    return probability_plots.rank_histogram(probabilities())
+
+
+def probabilities() -> TokenProbabilities:
+    return token_probabilities(*reading(), TOP_K.value)
+
+
+def reading() -> tuple[gpt2_jax.LanguageModel, str]:
+    """The model and what it reads."""
+    text = read_text()  # before the model, which takes longer
+    return load(), text
+
+
+def read_text() -> str:
+    """The text of --text or of --file."""
+    if FILE.value is None:
+        return given(TEXT)
+    if TEXT.value is not None:
+        raise gpt2_jax.InputError("there is --text, and --file besides; give one of them")
+    try:
+        return Path(FILE.value).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise gpt2_jax.InputError(f"{FILE.value} cannot be read ({one_line(error)}); give a text in UTF-8") from None
+
+
 def load() -> gpt2_jax.LanguageModel:
     return gpt2_jax.load(given(MODEL), step=STEP.value)
 
@@ -68,6 +128,13 @@ PICTURES = {
     "diversity": (draw_diversity, pages.PICTURES),
     "quality": (draw_quality, pages.PICTURES),
     "completions": (draw_completions, (".md", ".html")),
+    "attention": (draw_attention, pages.PICTURES),
+    "heads": (draw_heads, pages.PICTURES),
+    "statistics": (draw_statistics, pages.PICTURES),
+    "probabilities": (draw_probabilities, pages.PICTURES),
+    "ranks": (draw_ranks, pages.PICTURES),
+    "surprisal": (draw_surprisal, pages.PICTURES),
+    "histogram": (draw_histogram, pages.PICTURES),
 }
 PICTURE = flags.DEFINE_enum("picture", None, list(PICTURES), "What to draw.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write; its suffix decides the format.")

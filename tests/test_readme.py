@@ -41,7 +41,7 @@ def test_python_blocks_run_one_after_the_other(readme, quickstart, capsys):
     blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
     for block in blocks:
         exec(block, names)
-    assert len(blocks) == 6 and names["grown"].config.vocab_size == 283
+    assert len(blocks) == 7 and names["grown"].config.vocab_size == 283
     assert capsys.readouterr().out.startswith("def")
 
 
