@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_dict
 
 from gpt2_jax.data.options import START, DataConfig
 from gpt2_jax.errors import InputError, check, one_line, shown, suggest
+from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.training.device_options import DistributedConfig, MeshConfig
 from gpt2_jax.training.finetune_options import FinetuneConfig, LoraConfig
@@ -38,6 +39,7 @@ class Config:
     data: DataConfig = DataConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     lora: LoraConfig = LoraConfig()
+    image: ImageConfig = ImageConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -87,11 +89,22 @@ class Config:
             for name in ("train", "freeze"):
                 value = getattr(self.finetune, name)
                 check(value == "", f"finetune.{name}", value, f"left empty {adapted}")
+        if self.image.source:
+            self._check_images()
         check(
             self.profile.start <= self.training.steps,
             "profile.start",
             self.profile.start,
             f"at most training.steps ({self.training.steps})",
+        )
+
+    def _check_images(self) -> None:
+        K = self.image.tokens
+        check(
+            self.sequence_length > K,
+            "training.sequence_length" if self.training.sequence_length else "model.n_positions",
+            self.sequence_length,
+            f"above {K}, the positions of an image (image.prefix_length, or its patches)",
         )
 
     @property

@@ -234,12 +234,16 @@ class GPT2(nnx.Module):
 
     def _embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """tokens [B, T], position rows [T, C] or [B, T, C] -> [B, T, C] in `config.dtype`."""
-        x = look_up(self.wte.embedding[...], tokens, "wte.embedding")
+        x = self._look_up(tokens)
         if positions.ndim == 2:
             x = add_row(x.reshape(len(x), -1), positions.reshape(-1)).reshape(x.shape)
         else:
             x = x + positions
         return x.astype(DTYPES[self.config.dtype])
+
+    def _look_up(self, tokens: jax.Array) -> jax.Array:
+        """tokens [B, T] -> their rows of the embedding [B, T, C]."""
+        return look_up(self.wte.embedding[...], tokens, "wte.embedding")
 
 
 def logits_of(config: GPT2Config, table: jax.Array, x: jax.Array) -> jax.Array:

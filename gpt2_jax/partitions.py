@@ -81,6 +81,8 @@ def scatter(g: jax.Array, spec: P) -> jax.Array:
     mesh = mesh_in_force()
     if mesh is None:
         return g
+    if SHARDS not in spec:
+        return jax.lax.with_sharding_constraint(g, spec)
     outer, within = turns(mesh)
     if outer > 1 and spec.index(SHARDS) == 1 and g.ndim == 2:
         return scatter(g.T, P(SHARDS, spec[0])).T  # in parts that lie together; others it sums on every chip

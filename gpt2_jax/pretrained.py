@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 from pathlib import Path
@@ -15,9 +14,12 @@ from gpt2_jax import adapter_files, compilation_cache, json_files, lora, tokeniz
 from gpt2_jax.config import Config
 from gpt2_jax.data.options import START
 from gpt2_jax.errors import InputError, one_line, shown
+from gpt2_jax.image_language_model import speaking
+from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.multimodal import ImageGPT2, completion
 from gpt2_jax.resizing import resize
 from gpt2_jax.tensor_files import make_folder, writing
 from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
@@ -74,7 +76,7 @@ def load(
     if adapter is not None:
         lm = _with_adapter(lm, adapter, tokenizer)
     if n_positions is not None:
-        lm = LanguageModel(resize(lm.model, n_positions=n_positions), lm.tokenizer)
+        lm = speaking(resize(lm.model, n_positions=n_positions), lm.tokenizer)
     return lm
 
 
@@ -130,7 +132,7 @@ def _with_adapter(lm: LanguageModel, adapter: str | Path, other_tokenizer: Sourc
             f"the tokenizer of {folder} has {len(tokenizer)} entries and the model with its adapter "
             f"{model.config.vocab_size}; give the adapter's own base, or tokenizer="
         )
-    return LanguageModel(model, tokenizer)
+    return speaking(model, tokenizer)
 
 
 def _tokenizer(source: Source) -> Tokenizer:
@@ -149,14 +151,24 @@ def _load_run(
         config = dataclasses.replace(config, dtype=dtype or config.dtype)
         own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
         if (with_adapters := adapters_of(groups)) is not None:
-            return LanguageModel(_restore_adapted(checkpoints, step, with_adapters, config), own)
+            return speaking(_restore_adapted(checkpoints, step, with_adapters, config), own)
         # This machine's first device holds it all, whatever mesh it was trained on.
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.eval_shape(functools.partial(GPT2, config), jax.random.key(0))
+        complete = completion(image_of(groups))
+        shapes = jax.eval_shape(lambda key: complete(GPT2(config, key), key), jax.random.key(0))
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
         model = checkpoints.restore_model(step, abstract)
         check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
-        return LanguageModel(model, own)
+        return speaking(model, own)
+
+
+def image_of(groups: dict[str, Any]) -> ImageConfig:
+    """What the config of a checkpoint says of images; those of earlier versions say nothing.
+
+    Raises:
+      InputError: it says what cannot be.
+    """
+    return Config.from_dict({"image": groups.get("image", {}), "model": groups.get("model", {})}).image
 
 
 def model_of(groups: dict[str, Any]) -> GPT2Config:
@@ -177,7 +189,7 @@ def adapters_of(groups: dict[str, Any]) -> Config | None:
     lora_options, finetune = groups.get("lora", {}), groups.get("finetune", {})
     if not (isinstance(lora_options, dict) and lora_options.get("rank")):
         return None
-    needed = {"model": groups.get("model", {}), "data": {"tokenizer": START}}
+    needed = {name: groups.get(name, {}) for name in ("model", "image")} | {"data": {"tokenizer": START}}
     return Config.from_dict(needed | {"lora": lora_options, "finetune": finetune})
 
 
@@ -250,6 +262,11 @@ def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetens
     """
     if not isinstance(lm.model, GPT2):
         raise InputError("a mix of models has no file format; save its models one by one")
+    if isinstance(lm.model, ImageGPT2):
+        raise InputError(
+            "a model that reads images has no file format of GPT-2's; keep its run, which is one, or write its GPT-2 "
+            "alone: gpt2_jax.save(lm.text_model(), path)"
+        )
     folder = Path(path).expanduser()
     make_folder(folder)
     end = {"bos_token_id": lm.tokenizer.end_of_text, "eos_token_id": lm.tokenizer.end_of_text}

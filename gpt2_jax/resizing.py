@@ -19,11 +19,16 @@ def resize(model: GPT2, *, vocab_size: int | None = None, n_positions: int | Non
     past `n_positions`.
 
     Raises:
-      InputError: a longer context, for which nothing was learned, a size below 1, a model with adapters, or a mix of
-        models.
+      InputError: a longer context, for which nothing was learned, a size below 1, a model with adapters or images, or
+        a mix of models.
     """
     if not isinstance(model, GPT2):
         raise InputError("a mix of models has no size of its own; resize its models, then mix them")
+    if type(model) is not GPT2:
+        raise InputError(
+            "a model that reads images keeps its vocabulary and its context; resize its GPT-2 alone (lm.text_model()), "
+            "and start a run with images from that"
+        )
     lora.check_bare(model)
     old, sizes = model.config, {"vocab_size": vocab_size, "n_positions": n_positions}
     config = dataclasses.replace(old, **{name: size for name, size in sizes.items() if size is not None})

@@ -71,7 +71,9 @@ def _slices(config: MeshConfig, devices: list[jax.Device]) -> list[list[jax.Devi
     return found
 
 
-def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int], lengths: dict[str, int]) -> None:
+def check_mesh(
+    mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int], lengths: dict[str, int], group: str = "model"
+) -> None:
     """Raises `InputError` unless the batches and the model's axes divide over the mesh.
 
     Args:
@@ -79,6 +81,7 @@ def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int], lengt
       model: its heads, width, MLP and padded vocabulary are what is cut.
       batch_sizes: sequences in one device step, by the name of the option to blame.
       lengths: positions that are cut together, likewise.
+      group: of the options that say the sizes of the model.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     for option, size in batch_sizes.items():
@@ -89,10 +92,10 @@ def check_mesh(mesh: Mesh, model: GPT2Config, batch_sizes: dict[str, int], lengt
             )
     inner = model.n_inner or 4 * model.n_embd
     for axes, option, size in (
-        (("model",), "model.n_head", model.n_head),
-        (("model",), "model.n_inner", inner),
+        (("model",), f"{group}.n_head", model.n_head),
+        (("model",), f"{group}.n_inner", inner),
         (("model",), "the padded vocabulary (see model.vocab_multiple)", model.padded_vocab_size),
-        (SHARDS, "model.n_embd", model.n_embd),
+        (SHARDS, f"{group}.n_embd", model.n_embd),
         *((("sequence",), option, length) for option, length in lengths.items()),
     ):
         parts = math.prod(mesh.shape[axis] for axis in axes)
@@ -115,7 +118,8 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
     def sharding(path, leaf) -> NamedSharding:
         name = parameter_name(path)
-        parameter = next((known for known in shapes if f".{name}".endswith(f".{known}")), None)
+        found = (known for known in shapes if f".{name}".endswith(f".{known}"))
+        parameter = max(found, key=len, default=None)  # "vision.wpe.embedding" ends with another's name, too
         if parameter is None or leaf.shape != shapes[parameter]:
             return NamedSharding(mesh, P())
         return NamedSharding(mesh, spec_of(name))

@@ -72,7 +72,14 @@ class Corpus:
         return {"position": position.tolist(), "fingerprints": dict(self.fingerprints)}
 
 
-def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress, start: Tokenizer | None = None) -> Corpus:
+def open_corpus(
+    config: Config,
+    folder: Path,
+    rows: Rows,
+    say: Progress,
+    start: Tokenizer | None = None,
+    batch_size: int | None = None,
+) -> Corpus:
     """Prepares the tokens, or gets ready to stream them, as `config.data.road` says.
 
     Args:
@@ -81,6 +88,7 @@ def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress, start: 
       rows: of every batch, those of this process.
       say: is told in one line what happens.
       start: the tokenizer of the model that the run starts from.
+      batch_size: rows of a batch that are text; None is all of them.
 
     Raises:
       InputError: bad data options, or a corpus that cannot be read as they say.
@@ -90,7 +98,7 @@ def open_corpus(config: Config, folder: Path, rows: Rows, say: Progress, start: 
         "rows": rows,
         "mask_documents": config.data.mask_documents,
         "restart_positions": config.data.restart_positions,
-        "batch_size": config.training.batch_size,
+        "batch_size": config.training.batch_size if batch_size is None else batch_size,
         "seed": config.training.seed,
     }
     if config.data.road == "stream":

@@ -37,9 +37,9 @@ def spread(lm: LanguageModel, devices: int | None = None) -> LanguageModel:
     check(devices is None or 1 <= devices <= len(there), "devices", devices, f"1 to {len(there)}, as many as there are")
     devices = there[:devices]
     if len(devices) == 1:
-        return LanguageModel(jax.device_put(lm.model, devices[0]), lm.tokenizer)
+        return type(lm)(jax.device_put(lm.model, devices[0]), lm.tokenizer)
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
-    return LanguageModel(jax.device_put(lm.model, NamedSharding(mesh, P())), lm.tokenizer)
+    return type(lm)(jax.device_put(lm.model, NamedSharding(mesh, P())), lm.tokenizer)
 
 
 def mesh_of(model: GPT2) -> Mesh | None:

@@ -24,7 +24,7 @@ class Request:
     Attributes:
       options: as given.
       prompts: token ids, at least one each; with a control code, end-of-text and the code before them, as in training.
-      heads: how many tokens of each prompt are these two, or 0.
+      heads: how many tokens of each prompt are these two, or a prefix, or 0.
       negative: what each is guided away from; empty without guidance.
       negative_heads: as `heads`.
       seeds: one a prompt.
@@ -44,8 +44,22 @@ class Request:
     sampling: Sampling
 
 
-def make_request(prompts: Sequence[Prompt], options: Options, tokenizer: Tokenizer, config: GPT2Config) -> Request:
+def make_request(
+    prompts: Sequence[Prompt],
+    options: Options,
+    tokenizer: Tokenizer,
+    config: GPT2Config,
+    *,
+    prefixes: Sequence[Sequence[int]] = (),
+) -> Request:
     """Checks everything.
+
+    Args:
+      prompts: texts or ids.
+      options: as given.
+      tokenizer: of the model.
+      config: its sizes.
+      prefixes: ids of no tokens, before each prompt, which may then be empty; they stay when the context slides.
 
     Raises:
       InputError: no prompts, ids outside the vocabulary, an unknown control code, or what does not fit the context.
@@ -57,6 +71,10 @@ def make_request(prompts: Sequence[Prompt], options: Options, tokenizer: Tokeniz
     end, codes = tokenizer.end_of_text, _codes("control", options.control, len(plain), tokenizer)
     rows = [_begin(ids, code, end) for ids, code in zip(plain, codes)]
     away = _codes("negative_control", options.negative_control, len(plain), tokenizer)
+    heads = [HEAD * (code is not None) for code in codes]
+    if prefixes:
+        rows = [[*prefix, *_body(ids, end)] for prefix, ids in zip(prefixes, rows)]
+        heads = [len(prefix) for prefix in prefixes]
     negative = []
     if options.negative_prompt is not None or (options.guidance_scale != 1 and codes == away == [None] * len(plain)):
         negative = [encode(options.negative_prompt or "", "negative_prompt")] * len(plain)
@@ -70,7 +88,7 @@ def make_request(prompts: Sequence[Prompt], options: Options, tokenizer: Tokeniz
     return Request(
         options=options,
         prompts=rows,
-        heads=[HEAD * (code is not None) for code in codes],
+        heads=heads,
         negative=negative,
         negative_heads=[HEAD * (code is not None) for code in away] if negative else [],
         seeds=_seeds(options.seed, len(rows)),

@@ -14,6 +14,7 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.fingerprint import fingerprint
 from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.multimodal import completion
 from gpt2_jax.sharding import tree_shardings
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
 from gpt2_jax.training.selection import join, split
@@ -45,7 +46,9 @@ def restore(checkpoints: Checkpoints, step: int, config: Config, sizes: GPT2Conf
     Raises:
       InputError: what `finetune.start` names is gone, or another model; or as `Checkpoints.restore_model`.
     """
-    shapes = jax.eval_shape(lambda key: lora.attach(GPT2(sizes, key), config.lora, key), jax.random.key(0))
+    complete = completion(config.image)
+    make = lambda key: lora.attach(complete(GPT2(sizes, key), key), config.lora, key)
+    shapes = jax.eval_shape(make, jax.random.key(0))
     abstract = abstract_state(shapes, tree_shardings(shapes, mesh))
     trained = checkpoints.restore_model(step, split(abstract, config.selection)[0])
     return with_base(trained, checkpoints, step, config, sizes, mesh)

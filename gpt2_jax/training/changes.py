@@ -5,6 +5,7 @@ from typing import Any
 
 from gpt2_jax.config import FinetuneConfig, LoraConfig, OptimizerConfig
 from gpt2_jax.data.options import with_defaults
+from gpt2_jax.image_options import ImageConfig
 
 # Options that may differ when a run goes on; all others decide what the parameters and the data order are.
 FREE = (
@@ -22,7 +23,9 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     optimizer = dataclasses.asdict(OptimizerConfig()) | saved["optimizer"]  # older runs name no optimizer
     finetune = dataclasses.asdict(FinetuneConfig()) | saved.get("finetune", {})  # nor what is trained
     lora = dataclasses.asdict(LoraConfig()) | saved.get("lora", {})
-    saved = saved | {"data": with_defaults(saved["data"]), "optimizer": optimizer, "finetune": finetune, "lora": lora}
+    image = dataclasses.asdict(ImageConfig()) | saved.get("image", {})
+    groups = {"optimizer": optimizer, "finetune": finetune, "lora": lora, "image": image}
+    saved = saved | {"data": with_defaults(saved["data"]), **groups}
     old, new = flat(saved), flat(wanted)
     if lora["rank"]:
         new["finetune.start"] = old["finetune.start"]  # where the same model is, which a fingerprint tells

@@ -10,8 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from gpt2_jax import engines
 from gpt2_jax.config import Config
+from gpt2_jax.errors import InputError
 from gpt2_jax.model import num_parameters
 from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.multimodal import completion
 from gpt2_jax.sharding import check_mesh, tree_shardings
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
 from gpt2_jax.training.selection import split
@@ -60,13 +62,18 @@ class Program:
             },
             {"the sequence length / training.loss_chunks": T // chunks},
         )
+        if config.image.source:
+            check_image_mesh(mesh, config)
         platform = mesh.devices.flat[0].platform
         platform = "gpu" if platform == "cuda" else platform  # as those say that are not here
         engine = engines.choose(config.model, platform, T, mesh.shape["sequence"])
         model = dataclasses.replace(config.model, attention=engine)
         tx = make_optimizer(config.optimizer, training.steps)
         schedule = make_schedule(config.optimizer, training.steps)
-        init = functools.partial(init_state, model, tx, training.seed, config.selection, adapters=config.lora)
+        init = functools.partial(
+            init_state, model, tx, training.seed, config.selection,
+            adapters=config.lora, complete=completion(config.image),
+        )  # fmt: skip
         shapes = jax.eval_shape(init)
         shardings = tree_shardings(shapes, mesh)
         shifts = [step for step, _ in config.data.reweighing[1:]]
@@ -90,6 +97,17 @@ class Program:
             train_step=jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, everywhere)),
             eval_step=jax.jit(functools.partial(eval_step, loss_chunks=chunks)),
         )
+
+
+def check_image_mesh(mesh: Mesh, config: Config) -> None:
+    """Raises `InputError` unless the mesh can cut what reads images."""
+    if mesh.shape["sequence"] > 1:
+        raise InputError(
+            f"mesh.sequence is {mesh.shape['sequence']}, which would cut images in pieces; leave it at 1 with "
+            "image.source, and cut the batch or the model (mesh.data, mesh.fsdp, mesh.model)"
+        )
+    if not config.image.features:
+        check_mesh(mesh, config.image.blocks(config.model), {}, {}, group="image")
 
 
 def eval_batch_size(config: Config) -> int:

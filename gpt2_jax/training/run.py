@@ -13,13 +13,16 @@ from clu.metric_writers import MetricWriter
 from tqdm import tqdm
 
 from gpt2_jax.config import Config
-from gpt2_jax.data import dataset
+from gpt2_jax.data import captioned, dataset
 from gpt2_jax.data.corpus import Batches, Corpus, open_corpus
 from gpt2_jax.data.documents import left_out_of
+from gpt2_jax.data.layout import Progress
+from gpt2_jax.data.rows import Rows
 from gpt2_jax.errors import InputError
-from gpt2_jax.language_model import LanguageModel
+from gpt2_jax.image_language_model import ImageLanguageModel, speaking
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, on_one_device, rows_of
+from gpt2_jax.tokenizer import Tokenizer
 from gpt2_jax.training import adapted, metrics
 from gpt2_jax.training.accounting import ALIVE
 from gpt2_jax.training.changes import differences
@@ -68,7 +71,7 @@ class Run:
             options, own_tokenizer, entries = start.sized(options), start.tokenizer, start.config.vocab_size
             unbound = Config.from_dict(options)
         rows = rows_of(mesh, jax.process_index())
-        corpus = open_corpus(unbound, data_folder(unbound, workdir), rows, say, own_tokenizer)
+        corpus = open_data(unbound, workdir, rows, say, own_tokenizer)
         if start is not None:
             start.check_fits(corpus.tokenizer, unbound.data.tokenizer)
         config = bind_vocabulary(options, max(len(corpus.tokenizer), entries))
@@ -165,8 +168,10 @@ class Run:
         Raises:
           InputError: none counts.
         """
-        windows = dataset.evaluation_batches(
-            self.corpus.held_out[name],
+        held_out = self.corpus.held_out[name]
+        of_images = isinstance(held_out, captioned.HeldOutCaptions)
+        windows = (captioned if of_images else dataset).evaluation_batches(
+            held_out,
             batch_size=eval_batch_size(self.config),
             sequence_length=self.config.sequence_length,
             windows=self.config.evaluation.windows,
@@ -193,7 +198,13 @@ class Run:
             return
         model = on_one_device(state.model, self.program.mesh)
         if jax.process_index() == 0:
-            lm = LanguageModel(model, self.corpus.tokenizer)
+            lm = speaking(model, self.corpus.tokenizer)
+            if isinstance(lm, ImageLanguageModel):
+                texts = self.corpus.held_out[captioned.KEY].shown(lm)
+                writer.write_texts(int(state.step), {"captions": texts})
+                self.say(f"--- captions at step {int(state.step)} ---\n{texts}\n---")
+            if captioned.KEY in self.corpus.held_out and len(self.corpus.held_out) == 1:
+                return
             prompt = lm.tokenizer.encode(config.training.sample_prompt) or [lm.tokenizer.end_of_text]
             prompt = prompt[: config.model.n_positions - 1]
             room = min(config.training.sample_tokens, config.model.n_positions - len(prompt))
@@ -244,6 +255,17 @@ class Run:
             f"{count:,} parameters{frozen} on {dict(self.program.mesh.shape)} of {device.device_kind}; "
             f"{self.config.training.steps:,} steps of {tokens_per_step:,} tokens"
         )
+
+
+def open_data(config: Config, workdir: Path, rows: Rows, say: Progress, start: Tokenizer | None) -> Corpus:
+    """The corpus of a run: text, images with captions, or both; see `open_corpus`."""
+    if not config.image.source:
+        return open_corpus(config, data_folder(config, workdir), rows, say, start)
+    of_images, text = captioned.rows_of_images(config, rows), None
+    if of_images < config.training.batch_size:
+        of_text = config.training.batch_size - of_images
+        text = open_corpus(config, data_folder(config, workdir), rows, say, start, of_text)
+    return captioned.open_captioned(config, workdir, rows, say, start, text)
 
 
 def data_folder(config: Config, workdir: Path) -> Path:

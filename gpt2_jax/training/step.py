@@ -1,7 +1,8 @@
 """One training step and one evaluation step: pure functions, jitted by whoever calls them.
 
 A batch is `{"tokens": int32 [B, T + 1], "mask": bool [B, T]}`; mask is True where the prediction of `tokens[:, 1:]`
-counts. It may have `segments` and `positions`, int32 [B, T], of its inputs `tokens[:, :-1]`. Axes as in model.py.
+counts. It may have `segments` and `positions`, int32 [B, T], of its inputs `tokens[:, :-1]`, and `images` [B, ...],
+where the model reads them. Axes as in model.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,14 +43,16 @@ def init_state(
     model: GPT2 | None = None,
     *,
     adapters: LoraConfig = NO_ADAPTERS,
+    complete: Callable[[GPT2, jax.Array], GPT2] = lambda model, key: model,
 ) -> TrainState:
     """A fresh state; call it inside jit with out_shardings so that it is born sharded.
 
-    Its parameters are those of `model`, or else drawn, with `adapters` that are new. The optimizer's part is of those
-    that are trained.
+    Its parameters are those of `model`, or else drawn, with `adapters` that are new and what `complete` adds to it (see
+    `multimodal.completion`). The optimizer's part is of those that are trained.
     """
     init_key, dropout_key = jax.random.split(jax.random.key(seed))
     model = GPT2(config, init_key) if model is None else model
+    model = complete(model, init_key)
     if adapters.rank:
         model = lora.attach(model, adapters, jax.random.fold_in(init_key, 1))
     key = jax.random.key_data(dropout_key)
@@ -71,7 +74,8 @@ def sum_of_losses(model: GPT2, batch: Batch, *, key: jax.Array | None = None, ch
       float32 [].
     """
     inputs, targets = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
-    x = model.hidden(inputs, key=key, segments=batch.get("segments"), positions=batch.get("positions"))  # [B, T, C]
+    more = {name: batch[name] for name in batch.keys() - {"tokens", "mask"}}
+    x = model.hidden(inputs, key=key, **more)  # [B, T, C]
     if chunks == 1:
         return cross_entropy(model.head(x), targets, batch["mask"])
     return in_chunks(model.config, chunks, *model.head_table(), x, targets, batch["mask"])
