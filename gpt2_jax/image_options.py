@@ -149,5 +149,5 @@ class ImageConfig:
             vocab_size=1, n_positions=self.patches + self.class_token, n_embd=self.n_embd, n_layer=self.n_layer,
             n_head=self.n_head, n_inner=self.n_inner or None, activation_function=self.activation_function,
             layer_norm_epsilon=self.layer_norm_epsilon, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            dtype=config.dtype, remat=config.remat, scan_unroll=1,
+            initializer_range=self.n_embd**-0.5, dtype=config.dtype, remat=config.remat, scan_unroll=1,
         )  # fmt: skip

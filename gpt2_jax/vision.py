@@ -13,8 +13,6 @@ from gpt2_jax.layers import Embedding, LayerNorm, Linear
 from gpt2_jax.model import Block
 from gpt2_jax.model_config import DTYPES, REMAT_POLICIES, GPT2Config
 
-STD = 0.02  # of initial weights, as in the paper's code
-
 
 class ViT(nnx.Module):
     """`ViT(image, config, key)(pixels uint8 [B, S, S, I]) -> states [B, P, D]`, the class token's first if it has one.
@@ -31,9 +29,9 @@ class ViT(nnx.Module):
         norm = lambda: LayerNorm(D, epsilon=image.layer_norm_epsilon, dtype=dtype)
         pixels = image.patch_size**2 * image.channels
         self.patch = Linear(pixels, (D,), keys[0], std=pixels**-0.5, dtype=dtype, name="vision.patch")
-        self.wpe = Embedding(blocks.n_positions, D, keys[1], std=STD)
+        self.wpe = Embedding(blocks.n_positions, D, keys[1], std=1.0)  # as large as patches: where they are counts
         if image.class_token:
-            self.cls = Embedding(1, D, keys[2], std=STD)
+            self.cls = Embedding(1, D, keys[2], std=1.0)
         if image.pre_norm:
             self.ln_pre = norm()
         self.h = nnx.data(jax.lax.map(lambda key: Block(blocks, key), jax.random.split(keys[3], image.n_layer)))
