@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 from gpt2_jax.errors import InputError, suggest
-from gpt2_jax.evaluation import choices, code_tasks, control, lambada, texts
+from gpt2_jax.evaluation import captioning, choices, code_tasks, control, lambada, texts
 from gpt2_jax.evaluation.examples import Examples, OwnFiles, Source
 from gpt2_jax.evaluation.humaneval import COLUMNS, Drawing
 from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings
@@ -34,7 +34,7 @@ class Task:
 
     name: str
     protocol: str
-    source: Source | OwnFiles
+    source: Source | OwnFiles | captioning.CaptionedImages
     answer: Callable[[LanguageModel, Examples, Settings], Outcome] | None = None
     documents: Callable[[Examples, int | None, bool], list] | None = None
     detokenize: bool | None = None
@@ -72,7 +72,7 @@ class Task:
 
     def label(self, data: str | None) -> str:
         """The name, and of texts of one's own whose they are: of files of reports."""
-        if data is None or not isinstance(self.source, OwnFiles):
+        if data is None or not isinstance(self.source, OwnFiles | captioning.CaptionedImages):
             return self.name
         return f"{self.name}-{re.sub(r'[^A-Za-z0-9.]+', '_', data).strip('_')[-LONGEST_LABEL:]}"
 
@@ -175,6 +175,10 @@ TASKS = {task.name: task for task in (
         "control", "whether samples of each control code are taken for that kind by a judge of real texts",
         Source(("text", "code"), advice="give real texts of each code, .jsonl of text and code (--data=texts.jsonl)"),
         answer=control.accuracy_of_codes,
+    ),
+    Task(
+        "captions", "whether greedy captions of images that were held out are theirs, word for word",
+        captioning.CaptionedImages(), answer=captioning.exact_match,
     ),
     Task(
         "hellaswag", "which of four endings of a paragraph, as in lm-evaluation-harness",

@@ -8,7 +8,7 @@ import re
 import jax
 from jax.sharding import Mesh
 
-from gpt2_jax import lora
+from gpt2_jax import lora, vision_files
 from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError
 from gpt2_jax.fingerprint import fingerprint
@@ -30,6 +30,19 @@ def check_new_rows(config: Config, vocab_size: int) -> None:
             f"lora.also_train is {config.lora.also_train!r}, and the vocabulary grows from {vocab_size} to "
             f"{config.model.vocab_size} tokens whose rows would never be learnt; train {' and '.join(left)}, too: "
             f'--config.lora.also_train="{"|".join(sorted(tables))}"'
+        )
+
+
+def check_images_trained(config: Config) -> None:
+    """Raises `InputError` where adapters are trained and what reads images is new, and would never be."""
+    names = ["prefix.c_proj.kernel"] + ["vision.patch.kernel"] * (
+        not config.image.weights and not config.image.features
+    )
+    left = [name for name in names if not re.search(config.selection.train, name)]
+    if config.lora.rank and config.image.source and left:
+        raise InputError(
+            f"lora.also_train is {config.lora.also_train!r}, and {' and '.join(left)} would never be learnt; train "
+            'what reads images whole, beside the adapters: --config.lora.also_train="^(vision|prefix)"'
         )
 
 
@@ -67,6 +80,8 @@ def with_base(
             f"{start} back, or give another copy of it as --config.finetune.start of the run"
         ) from None
     leaves = {parameter_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(base)}
+    if config.image.weights:
+        leaves |= vision_files.named(config.image.weights, config.image, sizes)
     frozen = jax.tree_util.tree_map_with_path(
         lambda path, x: leaves[parameter_name(path)] if x is None else None, trained, is_leaf=lambda x: x is None
     )

@@ -12,6 +12,7 @@ from clu import parameter_overview
 from clu.metric_writers import MetricWriter
 from tqdm import tqdm
 
+from gpt2_jax import vision_files
 from gpt2_jax.config import Config
 from gpt2_jax.data import captioned, dataset
 from gpt2_jax.data.corpus import Batches, Corpus, open_corpus
@@ -20,6 +21,7 @@ from gpt2_jax.data.layout import Progress
 from gpt2_jax.data.rows import Rows
 from gpt2_jax.errors import InputError
 from gpt2_jax.image_language_model import ImageLanguageModel, speaking
+from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.model import GPT2, num_parameters, parameter_names
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh, on_one_device, rows_of
 from gpt2_jax.tokenizer import Tokenizer
@@ -58,6 +60,8 @@ class Run:
     @classmethod
     def open(cls, options: dict[str, dict[str, Any]], workdir: Path) -> "Run":
         """Checks the options, prepares the data and builds what is jitted; see `train`."""
+        if options.get("image", {}).get("weights"):
+            options = vision_files.sized(options, saved_images(workdir))
         unbound = Config.from_dict(options)
         if unbound.checkpoint.on_failure == "go_on" and jax.process_count() > 1:
             raise InputError(
@@ -75,6 +79,7 @@ class Run:
         if start is not None:
             start.check_fits(corpus.tokenizer, unbound.data.tokenizer)
         config = bind_vocabulary(options, max(len(corpus.tokenizer), entries))
+        adapted.check_images_trained(config)
         if start is not None:
             adapted.check_new_rows(config, start.config.vocab_size)
         corpus.tokenizer.encode(config.training.sample_prompt)  # raises now rather than at the first sample
@@ -108,10 +113,19 @@ class Run:
         """The state that the seed says, of the parameters of `start` if there is one."""
         init, shardings = self.program.init, self.program.shardings
         if self.start is None:
-            return jax.jit(init, out_shardings=shardings)()
+            return self.with_vision(jax.jit(init, out_shardings=shardings)())
         self.say(f"fine-tuning starts from {self.start.name}")
         model = self.start.load(self.program.model, self.program.mesh)
-        return jax.jit(init, out_shardings=shardings, donate_argnums=0)(model)
+        return self.with_vision(jax.jit(init, out_shardings=shardings, donate_argnums=0)(model))
+
+    def with_vision(self, state: TrainState) -> TrainState:
+        """The state with the ViT of `image.weights`, if there is one."""
+        image, shardings = self.config.image, self.program.shardings.model
+        if not image.weights:
+            return state
+        leaves = vision_files.named(image.weights, image, self.program.model)
+        put = lambda name, x, where: jax.device_put(leaves[name], where) if name in leaves else x
+        return state._replace(model=jax.tree.map(put, parameter_names(state.model), state.model, shardings))
 
     def restored(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """The state of a checkpoint."""
@@ -255,6 +269,17 @@ class Run:
             f"{count:,} parameters{frozen} on {dict(self.program.mesh.shape)} of {device.device_kind}; "
             f"{self.config.training.steps:,} steps of {tokens_per_step:,} tokens"
         )
+
+
+def saved_images(workdir: Path) -> dict[str, Any] | None:
+    """What the run in a workdir says of its images; None: it has not saved anything yet."""
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    with Checkpoints(workdir) as checkpoints:
+        if not checkpoints.steps:
+            return None
+        groups, _ = checkpoints.read_json(checkpoints.find(None, lambda _: None, ("config", "tokenizer")))
+    return dataclasses.asdict(ImageConfig()) | groups.get("image", {})
 
 
 def open_data(config: Config, workdir: Path, rows: Rows, say: Progress, start: Tokenizer | None) -> Corpus:
