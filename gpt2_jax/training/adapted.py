@@ -35,9 +35,8 @@ def check_new_rows(config: Config, vocab_size: int) -> None:
 
 def check_images_trained(config: Config) -> None:
     """Raises `InputError` where adapters are trained and what reads images is new, and would never be."""
-    names = ["prefix.c_proj.kernel"] + ["vision.patch.kernel"] * (
-        not config.image.weights and not config.image.features
-    )
+    drawn = not config.image.weights and not config.image.features
+    names = ["prefix.c_proj.kernel"] + ["vision.patch.kernel"] * drawn
     left = [name for name in names if not re.search(config.selection.train, name)]
     if config.lora.rank and config.image.source and left:
         raise InputError(
