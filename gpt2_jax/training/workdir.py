@@ -100,11 +100,14 @@ class _LogFile(logging.logging.FileHandler):
 @contextlib.contextmanager
 def log_to(file: Path) -> Iterator[None]:
     """Sends all that is logged to a file; the terminal is left to the progress bar and what this module says."""
-    root, terminal = logging.logging.getLogger(), logging.get_absl_handler()
+    root = logging.logging.getLogger()
+    # absl's, and the one that Python or absl adds where a notebook or a script of one's own logs without absl's app.
+    terminals = {logging.get_absl_handler(), *(h for h in root.handlers if type(h) is logging.logging.StreamHandler)}
     handler = _LogFile(file, encoding="utf-8")
     handler.setFormatter(logging.PythonFormatter())
-    level, verbosity = terminal.level, logging.get_verbosity()
-    terminal.setLevel(logging.logging.CRITICAL)
+    levels, verbosity = {terminal: terminal.level for terminal in terminals}, logging.get_verbosity()
+    for terminal in terminals:
+        terminal.setLevel(logging.logging.CRITICAL)
     logging.set_verbosity(logging.INFO)
     root.addHandler(handler)
     try:
@@ -113,4 +116,5 @@ def log_to(file: Path) -> Iterator[None]:
         root.removeHandler(handler)
         handler.close()
         logging.set_verbosity(verbosity)
-        terminal.setLevel(level)
+        for terminal, level in levels.items():
+            terminal.setLevel(level)

@@ -1,3 +1,4 @@
+import io
 import os
 import subprocess
 import sys
@@ -58,3 +59,17 @@ def test_a_log_on_a_full_disk_is_told_of_once(capfd):
     assert (
         capfd.readouterr().err == "/dev/full cannot be written ([Errno 28] No space left on device): the run goes on\n"
     )
+
+
+def test_a_notebook_is_left_to_what_the_run_says(tmp_path):
+    """Where nothing has set up logging, absl gives Python's own handler a terminal."""
+    root, stream = logging.logging.getLogger(), io.StringIO()
+    terminal = logging.logging.StreamHandler(stream)
+    root.addHandler(terminal)
+    try:
+        with log_to(tmp_path / "log"):
+            logging.info("for the log")
+        logging.error("after it")
+    finally:
+        root.removeHandler(terminal)
+    assert "for the log" in (tmp_path / "log").read_text() and stream.getvalue() == "after it\n"
