@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Several processes at once would read and write the user's cache of compiled programs, which nothing locks.
+# Several processes at once would read and write the user's cache of compiled programs, which nothing locks. This one
+# has a cache of its own, below, for runs that compile what a run before them did.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
@@ -21,6 +23,10 @@ from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 
 jax.config.update("jax_platforms", "cpu")
+_COMPILED = tempfile.TemporaryDirectory(prefix="gpt2_jax_tests_")
+jax.config.update("jax_enable_compilation_cache", True)
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -108,19 +108,10 @@ def curve(config, mesh: MeshConfig, devices: int, **options) -> np.ndarray:
     return run(config, batches(3), mesh=mesh, devices=jax.devices()[:devices], **options)[0]
 
 
-@pytest.fixture(scope="module")
-def reference(tiny):
-    return curve(tiny, MeshConfig(), 1)
-
-
-@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(2, 2, 2)], ids=str)
-def test_losses_are_the_same_on_1_and_8_devices(tiny, reference, mesh):
-    np.testing.assert_allclose(curve(tiny, mesh, 8), reference, rtol=1e-5)
-
-
-def test_parts_and_chunks_change_nothing(tiny, reference):
+def test_parts_and_chunks_change_nothing(tiny):
+    """On meshes: test_meshes.py."""
     got = curve(tiny, MeshConfig(1, 2, 1), 2, accumulation_steps=4, loss_chunks=4)
-    np.testing.assert_allclose(got, reference, rtol=1e-5)
+    np.testing.assert_allclose(got, curve(tiny, MeshConfig(), 1), rtol=1e-5)
 
 
 def test_evaluation_sees_documents_apart(tiny_model):

@@ -41,13 +41,15 @@ def segments() -> np.ndarray:
     return np.cumsum(np.random.default_rng(1).random((B, T)) < 0.02, axis=1).astype(np.int32)
 
 
-def value_and_grads(engine: str, of: np.ndarray | None, scale: float = 0.125):
+@functools.cache
+def value_and_grads(engine: str, apart: bool):
     """The result and the gradients of a weighted sum of it."""
+    of = segments() if apart else None
     weights = np.random.default_rng(2).normal(size=(B, H, T, K)).astype(np.float32)
 
     @jax.jit
     def run(q, k, v):
-        attend = lambda *qkv: make_attention(use(engine), T, of)(*qkv, jnp.float32(scale), None)
+        attend = lambda *qkv: make_attention(use(engine), T, of)(*qkv, jnp.float32(0.125), None)
         return attend(q, k, v), jax.grad(lambda *qkv: (attend(*qkv) * weights).sum(), argnums=(0, 1, 2))(q, k, v)
 
     return run(*qkv())
@@ -56,8 +58,7 @@ def value_and_grads(engine: str, of: np.ndarray | None, scale: float = 0.125):
 @pytest.mark.parametrize("apart", [False, True], ids=["whole", "documents apart"])
 @pytest.mark.parametrize("engine", ["splash", "cudnn"])
 def test_an_engine_is_plain_attention(engine, apart):
-    of = segments() if apart else None
-    got, wanted = value_and_grads(engine, of), value_and_grads("xla", of)
+    got, wanted = value_and_grads(engine, apart), value_and_grads("xla", apart)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5), got, wanted)
 
 
@@ -69,6 +70,7 @@ def model_batch():
     return {"tokens": tokens, "mask": rng.random((4, T)) < 0.8, "segments": of}
 
 
+@functools.cache
 def loss_and_norm(engine: str, mesh: MeshConfig, devices: int) -> np.ndarray:
     """The loss of a whole model and the norm of each gradient."""
     mesh = make_mesh(mesh, jax.devices()[:devices])
@@ -80,10 +82,7 @@ def loss_and_norm(engine: str, mesh: MeshConfig, devices: int) -> np.ndarray:
     return np.array([loss, *(jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(grads))])
 
 
-@pytest.mark.parametrize(
-    "mesh", [MeshConfig(1), MeshConfig(2, 2, 2), MeshConfig(2, 1, 2, 2), MeshConfig(1, 2, 4), MeshConfig(4, 1, 1, 2)],
-    ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("mesh", [MeshConfig(1), MeshConfig(1, 2, 4), MeshConfig(2, 1, 2, 2)], ids=str)
 def test_splash_on_a_mesh(mesh):
     devices = mesh.data * mesh.fsdp * mesh.model * mesh.sequence
     np.testing.assert_allclose(loss_and_norm("splash", mesh, devices), loss_and_norm("xla", MeshConfig(), 1), rtol=2e-5)

@@ -183,12 +183,9 @@ def reference(batches):
     return steps(adapted()[1], batches)
 
 
-@pytest.mark.parametrize(
-    "mesh", [{"data": 2, "fsdp": 2, "model": 2}, {"data": 1, "fsdp": 2, "model": 2, "sequence": 2}]
-)
-def test_the_mesh_changes_nothing(reference, batches, mesh):
-    """With dropout of adapters and of all else, and the loss in chunks."""
-    got, _, state = steps(adapted(mesh)[1], batches)
+def test_the_mesh_changes_nothing(reference, batches):
+    """With dropout of adapters and of all else, and the loss in chunks; the runs above cut the batch over fsdp."""
+    got, _, state = steps(adapted({"data": 2, "fsdp": 1, "model": 2, "sequence": 2})[1], batches)
     np.testing.assert_allclose(got, reference[0], rtol=1e-5)
     assert fingerprint(state.model.wte) == fingerprint(reference[2].model.wte)
 

@@ -198,7 +198,7 @@ def test_what_devices_raise_is_told_from_the_rest(error, theirs):
 @pytest.mark.parametrize(
     ("count", "what", "code", "message"),
     [
-        (3, "SIGKILL", 75, rf"nothing was heard for \d seconds of process 1 on \S+, last at step \d+: {GONE}; {STAYS}"),
+        (2, "SIGKILL", 75, rf"nothing was heard for \d seconds of process 1 on \S+, last at step \d+: {GONE}; {STAYS}"),
         (2, "SIGSTOP", 75, rf"nothing was heard for \d seconds of process 1 on \S+, last at step \d+: {GONE}; {STAYS}"),
         (2, "hang", 75, r"no progress for 4 seconds \(distributed.stall_seconds\) after step 19: process 1 on \S+ "
          rf"waits for data; process 0 on \S+ (waits for|hands a step to) its devices; see whether .*; {STAYS}"),
