@@ -1,6 +1,7 @@
-"""GPT-2 in JAX and Flax NNX: train, resume, sample.
+"""GPT-2 in JAX and Flax NNX: train, resume, sample, understand.
 
 import gpt2_jax
+
 lm = gpt2_jax.load("runs/quickstart")
 print(lm.generate("def ", max_new_tokens=64, top_p=0.95, seed=0))
 """

@@ -36,6 +36,7 @@ class KVCache:
 
     @property
     def slots(self) -> int:
+        """How many positions it has room for."""
         return self.keys.shape[1]
 
     def write(self, keys: jax.Array, values: jax.Array, slot: jax.Array | int) -> "KVCache":

@@ -103,7 +103,7 @@ class Adaptable(nnx.Module):
         return y + wide.reshape(y.shape)
 
     def product(self) -> jax.Array:
-        """What the adapter adds to the kernel [I, *O], float32; of a stack, to [L, I, *O]."""
+        """What the adapter adds to the kernel `[I, *O]`, float32; of a stack, to `[L, I, *O]`."""
         a, b = self.lora_a[...], self.lora_b[...]
         matrices = b.reshape(*a.shape[:-2], a.shape[-1], -1)
         matrices = jnp.matmul(a, matrices, precision=jax.lax.Precision.HIGHEST)
@@ -111,7 +111,7 @@ class Adaptable(nnx.Module):
 
 
 class Linear(Adaptable):
-    """`x @ kernel + bias` over the last axis, kernel [I, *O]; the product sees two dimensions, 1.45x faster on CPU.
+    """`x @ kernel + bias` over the last axis, kernel `[I, *O]`; the product sees two dimensions, 1.45x faster on CPU.
 
     `name` is that of a stack of these in a model, by which partitions.py knows the kernel.
     """

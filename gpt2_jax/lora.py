@@ -116,7 +116,7 @@ def linears(model: GPT2) -> Iterator[tuple[str, int | None, Adaptable]]:
 
 
 def kernel_shape(linear: Adaptable) -> tuple[int, ...]:
-    """[I, *O], or [L, I, *O] of a stack."""
+    """`[I, *O]`, or `[L, I, *O]` of a stack."""
     if hasattr(linear, "weight"):
         shape = linear.weight[...].shape
         return (shape[-1], *shape[:-1])

@@ -60,6 +60,8 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
+    """The two products of a block, with an activation between them."""
+
     def __init__(self, config: GPT2Config, key: jax.Array):
         C, std, dtype = config.n_embd, config.initializer_range, DTYPES[config.dtype]
         inner = config.n_inner or 4 * C
@@ -75,6 +77,8 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
+    """Attention and MLP, each after a LayerNorm and added to what goes in."""
+
     def __init__(self, config: GPT2Config, key: jax.Array):
         norm = functools.partial(
             LayerNorm, config.n_embd, epsilon=config.layer_norm_epsilon, dtype=DTYPES[config.dtype]

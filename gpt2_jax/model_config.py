@@ -121,6 +121,7 @@ class GPT2Config:
 
     @property
     def head_size(self) -> int:
+        """Numbers in a query, key or value of a head: K."""
         return self.n_embd // self.n_head
 
     def attention_scales(self) -> jax.Array:

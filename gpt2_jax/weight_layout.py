@@ -56,6 +56,7 @@ def plain_name(name: str) -> str:
 
 
 def name_in_file(name: str, flax_order: bool) -> str:
+    """The name in a file of a parameter by its name here."""
     if flax_order:
         return "lm_head/kernel" if name == "lm_head.embedding" else "transformer/" + name.replace(".", "/")
     module, _, part = name.rpartition(".")
@@ -64,6 +65,7 @@ def name_in_file(name: str, flax_order: bool) -> str:
 
 
 def to_model(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool) -> np.ndarray:
+    """A file's matrix in the shape and orientation of the model."""
     if _is_transposed(name, flax_order):
         array = array.T
     if ".c_attn." in name:
@@ -77,6 +79,7 @@ def to_model(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool)
 
 
 def to_file(name: str, array: np.ndarray, config: GPT2Config, flax_order: bool) -> np.ndarray:
+    """A matrix of the model in the shape and orientation of a file."""
     if ".c_attn." in name:
         array = array.reshape(*array.shape[:-2], -1)
     if name in ("wte.embedding", "lm_head.embedding"):

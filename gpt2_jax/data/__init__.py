@@ -1,0 +1,1 @@
+"""From documents, in files or on the hub, to batches of tokens."""

@@ -113,6 +113,7 @@ class EncodePart(beam.DoFn):
         self.encoding, self.out = encoding, out
 
     def process(self, task: Task):
+        """Encodes the part of a task, and writes its record last."""
         if FileSystems.exists(_join(self.out, part_record(task.number))):
             return
         task = dataclasses.replace(task, encoding=self.encoding)

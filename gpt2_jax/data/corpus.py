@@ -40,7 +40,8 @@ class Batches(Protocol):
     def remaining(self, ahead: int) -> int | None:
         """How many batches are left where fewer than `ahead` are; else None."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends the reading; what it holds is freed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,7 @@ class Numbered:
         """There is no end."""
 
     def close(self) -> None:
+        """Ends the batches."""
         self.of = iter(())
 
 

@@ -71,6 +71,7 @@ class TextFiles:
     python: bool = False  # read in the encoding that each declares (PEP 263); one that breaks its own is left out
 
     def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        """See `Part.documents`."""
         for row, document in enumerate(self._all(start), 1):
             if row > start:
                 yield from kept(row, document, {}, self.config, counts)
@@ -102,6 +103,7 @@ class JsonLines:
     end: int | None = None  # None is the file's end
 
     def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        """See `Part.documents`."""
         cut = self.first > 0 or self.end is not None
         with explained(self.path), open_compressed(self.path) as file:
             position = self.first
@@ -156,6 +158,7 @@ class Parquet:
     end: int | None = None
 
     def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        """See `Part.documents`."""
         config, name = self.config, self.name.partition("@")[0]
         key = config.text_key or "text"
         with open_parquet(self.path) as (file, pa):

@@ -67,6 +67,7 @@ class HubShard:
     columns: tuple[str, ...] = ()
 
     def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        """See `documents.Part.documents`."""
         rows = self.rows(start)
         if self.assemble:
             rows = ASSEMBLERS[self.assemble].assemble(self._checked(rows), self.config)

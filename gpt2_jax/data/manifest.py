@@ -202,6 +202,7 @@ def as_json(record: dict[str, Any]) -> bytes:
 
 
 def save(folder: Path, name: str, record: dict[str, Any]) -> None:
+    """Writes a record as JSON, all of it or nothing."""
     write_file(folder, name, as_json(record))
 
 

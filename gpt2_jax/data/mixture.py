@@ -33,6 +33,7 @@ class Phase:
 
     @property
     def cycle(self) -> int:
+        """Windows after which the shares begin again."""
         return sum(self.shares)
 
 

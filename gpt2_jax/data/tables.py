@@ -25,6 +25,7 @@ class Table:
     config: DataConfig
 
     def documents(self, start: int = 0, counts: Counter | None = None) -> Iterator[tuple[int, Document]]:
+        """See `documents.Part.documents`."""
         for row, (line, record) in enumerate(self.records(), 1):
             if row > start:
                 where = f":{line}"

@@ -70,6 +70,7 @@ class Encoding:
 
     @property
     def end_of_text(self) -> int:
+        """The id that ends a document."""
         return _encoder(self.tokenizer, self.encoder)[0].end_of_text
 
     def size(self, document: Document) -> int:

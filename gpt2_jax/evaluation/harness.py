@@ -66,6 +66,7 @@ class Harness(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
+        """The id before a text and at its end."""
         return self.lm.tokenizer.end_of_text
 
     @property

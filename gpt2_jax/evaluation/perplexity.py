@@ -77,7 +77,7 @@ class Perplexity:
       documents, windows: how many there were.
       tokens: of the model's tokenizer; end-of-text before the documents is not among them.
       words: separated by white space, in the original.
-      line_ends: in the original; what benchmarks of words count as one more word, "<eos>".
+      line_ends: in the original; what benchmarks of words count as one more word, `<eos>`.
       characters, bytes: of the original, in UTF-8.
     """
 

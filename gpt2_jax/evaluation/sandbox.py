@@ -64,6 +64,7 @@ class Execution:
 
     @property
     def passed(self) -> bool:
+        """Whether the program came to its end without an error."""
         return self.result == "passed"
 
 

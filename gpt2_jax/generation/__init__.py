@@ -1,0 +1,1 @@
+"""From a prompt to texts: logits, draws, searches, in jitted loops."""

@@ -176,6 +176,7 @@ class Options:
 
     @property
     def search(self) -> Literal["sample", "beam", "contrastive"]:
+        """The kind of search that these options ask for."""
         return "contrastive" if self.penalty_alpha else "beam" if self.num_beams > 1 else "sample"
 
     @property

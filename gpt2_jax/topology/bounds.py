@@ -44,6 +44,7 @@ class Bounds:
 
     @property
     def step_seconds(self) -> float:
+        """The longest of the times: no step takes less."""
         return self.seconds[self.limit]
 
     def mfu(self, peak: float) -> float:

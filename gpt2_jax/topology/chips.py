@@ -85,10 +85,12 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
+        """What kind of chip it is made of."""
         return CHIPS[self.family]
 
     @property
     def platform(self) -> Literal["tpu", "cuda"]:
+        """JAX's name of what compiles for it."""
         return "cuda" if self.family == "h100" else "tpu"
 
     @property

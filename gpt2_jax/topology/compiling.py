@@ -166,6 +166,7 @@ def _vouch_for_cudnn() -> None:
 
 
 def main() -> None:
+    """Reads a request as JSON from the standard input, and writes what was found to the file that is named."""
     start = time.process_time()
     try:
         result = compile_step(json.load(sys.stdin))

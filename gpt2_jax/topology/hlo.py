@@ -42,6 +42,7 @@ class Collective:
 
     @property
     def group_size(self) -> int:
+        """Devices that exchange with each other."""
         return len(self.groups[0])
 
 

@@ -1,0 +1,1 @@
+"""Runs: the step, the loop, checkpoints, and what may go wrong."""

@@ -54,12 +54,15 @@ class JsonlWriter(metric_writers.MetricWriter):
         self._file.flush()
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Writes numbers as a line."""
         self._write(step, {name: np.asarray(value).item() for name, value in scalars.items()})
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Writes texts as a line."""
         self._write(step, texts)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
+        """Writes the options of a run as a line of step 0."""
         self._write(0, {"hparams": dict(hparams)})
 
     def _only_tensorboard(self, *_: Any, **__: Any) -> None:
@@ -69,9 +72,11 @@ class JsonlWriter(metric_writers.MetricWriter):
     write_histograms = write_pointcloud = _only_tensorboard
 
     def flush(self) -> None:
+        """Hands to the system what was written."""
         self._file.flush()
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
@@ -167,6 +172,7 @@ class Meter:
             return get()
 
     def count_step(self) -> None:
+        """Counts a step that is done; compiling is not of its time."""
         now = time.perf_counter() - self._clock.seconds["compile"]
         self._seconds += now - self._since
         self._since = now

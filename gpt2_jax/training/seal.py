@@ -30,6 +30,7 @@ class SealedPath(AtomicRenameTemporaryPath):
     """Orbax's temporary folder of a checkpoint, sealed before it gets its final name."""
 
     async def finalize(self) -> None:
+        """Seals a whole checkpoint, then renames it."""
         whole = Path(self.get_final()).name.isdigit()  # and not one item
         if whole:
             await asyncio.to_thread(seal, Path(self.get()))

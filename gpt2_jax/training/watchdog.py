@@ -50,6 +50,7 @@ class Still:
         self._clock, self._last, self._value = clock, clock(), None
 
     def see(self, value: Any) -> float:
+        """Seconds for which this value has been the same."""
         now = self._clock()
         passed, self._last = min(now - self._last, 4 * TICK), now
         self.seconds = self.seconds + passed if value == self._value else 0.0
