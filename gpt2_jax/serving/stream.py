@@ -76,6 +76,7 @@ class Stream:
 
     @property
     def over(self) -> bool:
+        """Whether the text has come to its end, or was cancelled."""
         return self._end.is_set()
 
     def __iter__(self) -> Iterator[str]:
