@@ -141,10 +141,12 @@ class CaptionBatches:
 
     @property
     def position(self) -> np.ndarray | None:
+        """Where the text comes from, see `corpus.Batches`."""
         return None if self._text is None else self._text.position
 
     @property
     def counts(self) -> Mapping[str, int]:
+        """Documents of the text, see `corpus.Batches`."""
         return {} if self._text is None else self._text.counts
 
     def __next__(self) -> Batch:
@@ -168,6 +170,7 @@ class CaptionBatches:
         return min(found) if min(found) < ahead else None
 
     def close(self) -> None:
+        """Ends the reading of the text."""
         self._pool.shutdown(cancel_futures=True)
         if self._text is not None:
             self._text.close()
