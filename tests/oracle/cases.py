@@ -19,6 +19,9 @@ MODELS = {
     "chatter": {"vocab_size": 9, "n_positions": 48, "n_layer": 2},
 }
 
+# Those whose attention weights are compared.
+ATTENTIONS = ("small", "scores in float32", "wide")
+
 # The published sizes, for --sizes: the last is 6.2 GB a copy.
 SIZES = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},

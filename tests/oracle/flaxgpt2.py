@@ -163,6 +163,10 @@ def answer(name: str, folder: Path) -> None:
         grad = jax.value_and_grad(functools.partial(loss_of, model), has_aux=True)
         (loss, logits), grads = jax.jit(grad)(params, batches[0])
         answers = {**batches[0], "logits": logits, "loss": loss, **named("gradient:", grads)}
+        if name in cases.ATTENTIONS:
+            tokens, scaled = batches[0]["tokens"][:1, :-1], with_scaled_queries(params, model.config)
+            look = jax.jit(lambda params, tokens: model(tokens, params=params, output_attentions=True).attentions)
+            answers["attentions"] = np.concatenate(look(scaled, tokens))  # [L, H, T, S]
         if name == "small":
             half = FlaxGPT2LMHeadModel(model.config, dtype=jnp.bfloat16, _do_init=False)
             tokens = batches[0]["tokens"][:, :-1]

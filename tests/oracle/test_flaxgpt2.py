@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gpt2_jax import LanguageModel, save, weights
+from gpt2_jax.analysis.attention_maps import attention_weights
 from gpt2_jax.config import MeshConfig, OptimizerConfig
 from gpt2_jax.generation.chain import transform
 from gpt2_jax.generation.logits import History
@@ -104,6 +105,15 @@ def test_bfloat16_is_as_near_to_float32_as_that_of_flaxgpt2(oracle):
     errors, theirs = np.abs(logits - exact), np.abs(answers["logits in bfloat16"] - exact)
     # Both round at much the same places: the mean error differs by little, the largest of 13,000 by luck.
     assert errors.mean() < 1.1 * theirs.mean() and errors.max() < 1.5 * theirs.max()
+
+
+@pytest.mark.parametrize("name", cases.ATTENTIONS)
+def test_attention_weights(oracle, name):
+    answers = oracle.answers(name)
+    tokens, expected = answers["tokens"][0, :-1], answers["attentions"]
+    model = oracle.model(name)
+    found = [attention_weights(model, tokens, layer) for layer in range(model.config.n_layer)]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
 def test_eight_devices_give_the_logits_of_one(oracle):
