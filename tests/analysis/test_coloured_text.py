@@ -139,7 +139,9 @@ def test_a_click_shows_the_alternatives_until_they_are_closed(shown):
 
 
 def test_the_arrow_keys_go_from_token_to_token(shown):
+    shown.locator(".token label").last.hover()  # the mouse rests somewhere
     shown.keyboard.press("Tab"), shown.keyboard.press("Tab")  # past the colours, to the first token
+    assert "rank 1 " in shown.locator(".card:visible").inner_text()
     shown.keyboard.press("Space"), shown.keyboard.press("ArrowRight"), shown.keyboard.press("ArrowRight")
     assert "rank 10 " in shown.locator(".card:visible").inner_text()
 
