@@ -6,9 +6,10 @@ powers of two, so that a single reader does not pay for many.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -72,9 +73,10 @@ class Batcher:
             self._line_table = None
 
         self._changed = threading.Condition()
-        self._closed = False  # this and the next two are shared by all threads, under `_changed`
+        self._closed = False  # this and the next three are shared by all threads, under `_changed`
         self._jobs: collections.deque[Job] = collections.deque()
         self._jobs_alone: collections.deque[Job] = collections.deque()
+        self._calls: collections.deque[tuple[Callable[[], Any], concurrent.futures.Future]] = collections.deque()
 
         self._ring, self._rows = Ring(lm.model, rows), self._idle_rows()
         self._seats: list[Seat | None] = [None] * rows
@@ -113,6 +115,16 @@ class Batcher:
             jobs.append(job)
             self._changed.notify_all()
         return streams
+
+    def call(self, function: Callable[[], Any]) -> concurrent.futures.Future:
+        """Runs another function that uses the device, between steps, in the thread that owns it."""
+        future = concurrent.futures.Future()
+        with self._changed:
+            if self._closed:
+                raise Closed("the batcher is closed; make another")
+            self._calls.append((function, future))
+            self._changed.notify_all()
+        return future
 
     def warm(self) -> None:
         """Compiles all that requests which share steps will run; those alone compile what `lm.generate` would."""
@@ -165,7 +177,7 @@ class Batcher:
         self._end_all(Closed("the batcher was closed"))
 
     def _has_work(self) -> bool:
-        return bool(self._jobs or self._jobs_alone or self._alone or self._flying or any(self._seats))
+        return bool(self._calls or self._jobs or self._jobs_alone or self._alone or self._flying or any(self._seats))
 
     def _turn(self) -> None:
         """A piece of a prompt, a step of all rows, and the tokens of the step before; then one of a text alone."""
@@ -177,6 +189,16 @@ class Batcher:
         except Exception as error:  # of the device, such as no memory: these rows are lost, the next may do
             self._lose_rows(error)
         self._go_on_alone()
+        if self._calls:
+            self._answer(*self._calls.popleft())
+
+    def _answer(self, function: Callable[[], Any], future: concurrent.futures.Future) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
 
     def _admit(self) -> None:
         """Reads waiting prompts, at most a chunk while others write, and gives their texts rows."""
@@ -342,3 +364,6 @@ class Batcher:
         alone = [self._alone[0]] if self._alone else []
         for job in [*self._every_job(), *alone]:
             self._end_job(job, error)
+        for _, future in self._calls:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)

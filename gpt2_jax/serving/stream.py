@@ -155,19 +155,18 @@ class Stream:
     def stop(self, reason: str) -> None:
         """The text ends with the tokens it has."""
         self._show(stopping.cut(self._waiting + self._decoder.end(), self.request.options.stop_strings))
-        scores, n = None, self.request.options.logprobs
-        if n is not None:
-            scores = sampler.Scores(
-                chosen=np.array([score.chosen for score in self._scores], np.float32),
-                top=np.array([score.top for score in self._scores], np.float32).reshape(-1, n),
-                top_tokens=np.array([score.top_tokens for score in self._scores], np.int32).reshape(-1, n),
-            )
+        scores = None
+        if self._scores:
+            chosen, top, top_tokens = map(np.array, zip(*self._scores))
+            scores = sampler.Scores(chosen=chosen.astype(np.float32), top=top, top_tokens=top_tokens)
         new = np.array(self._tokens, np.int32)
         self._finish(self._lm.result(self.request, self.request.prompts[0], new, reason, scores))
 
     def give(self, result: Generation) -> None:
         """The whole text at once."""
         self._tokens = result.tokens[len(self.request.prompts[0]) :].tolist()
+        if result.logprobs is not None:
+            self._scores = list(map(Score, result.logprobs.tolist(), result.top_logprobs, result.top_tokens))
         self._show(result.completion)
         self._finish(result)
 
