@@ -168,7 +168,8 @@ def _submit(batcher: Batcher, request: CompletionRequest) -> list[Choice]:
                 written = streams[0].request.prompts[0]
                 scores = batcher.call(lambda ids=written, n=n: prompt_scores(batcher.lm.model, ids, n)).result()
             for stream in streams:
-                choices.append(Choice(len(choices), stream, batcher.lm.tokenizer, request.echo, scores))
+                choice = Choice(len(choices), stream, batcher.lm.tokenizer, echo=request.echo, prompt_scores=scores)
+                choices.append(choice)
     except Exception:
         _cancel(choice.stream for choice in choices)
         raise

@@ -1,6 +1,7 @@
 """Serves an application until it is told to stop."""
 
 import contextlib
+import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise InputError(
-            f"host {host!r} and port {port} cannot be listened at ({error.strerror}); give others"
+            f"host {host!r} and port {port} cannot be listened at ({os.strerror(error.errno)}); give others"
         ) from None
     with listener:
         yield listener

@@ -107,7 +107,6 @@ def test_several_texts_of_a_prompt(lm, batcher):
     [
         {"num_beams": 3, "num_return_sequences": 2},
         {"penalty_alpha": 0.5, "top_k": 4},
-        {"best_of": 3},
         {"guidance_scale": 1.5, "negative_prompt": "fox", "logprobs": 2, "num_return_sequences": 2},
         {"beyond_context": "slide", "max_new_tokens": 200, "eos_token_id": []},
         {"suppress_tokens": list(range(20, 30)) * 60, "logprobs": 30},

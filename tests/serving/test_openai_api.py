@@ -150,15 +150,11 @@ def test_best_of_and_the_options_of_generate(lm, client):
     np.testing.assert_allclose(
         best.choices[0].logprobs.token_logprobs, wanted[0].logprobs[: len(best.choices[0].logprobs.tokens)], atol=1e-4
     )
-    more = {
-        "top_k": 3,
-        "repetition_penalty": 1.2,
-        "bad_words_ids": ["th", [5]],
-        "line_length": [10, 0.3],
-        "min_new_tokens": 5,
-    }
+    more = {"top_k": 3, "repetition_penalty": 1.2, "min_new_tokens": 5}
     answer = complete(client, max_tokens=40, seed=2, extra_body=more)
     assert answer.choices[0].text == lm.generate("the ", max_new_tokens=40, seed=2, **more).completion
+    lists = {"bad_words_ids": ["th", [5]], "suppress_tokens": [7], "line_length": [10, 0.3], "eos_token_id": [9]}
+    assert complete(client, extra_body=lists).usage.completion_tokens <= 16
 
 
 def test_models_are_listed(client):
