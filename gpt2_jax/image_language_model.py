@@ -16,7 +16,7 @@ from gpt2_jax.generation.options import Options
 from gpt2_jax.generation.request import Request, make_request
 from gpt2_jax.generation.sampler import Scores, bucket
 from gpt2_jax.language_model import Generation, LanguageModel
-from gpt2_jax.multimodal import FIRST_ID, ImageGPT2
+from gpt2_jax.multimodal import FIRST_ID, ImageGPT2, alone
 from gpt2_jax.pixels import Image, pixels_of
 from gpt2_jax.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ class ImageLanguageModel(LanguageModel):
 
     def text_model(self) -> LanguageModel:
         """Its GPT-2 alone, which has GPT-2's file formats."""
-        return LanguageModel(self.model.alone(), self.tokenizer)
+        return LanguageModel(alone(self.model), self.tokenizer)
 
     def pixels(self, images: Sequence[Image]) -> np.ndarray:
         """What the model reads of images, see `pixels_of`: [N, ...].
@@ -146,10 +146,10 @@ class _Seeing(LanguageModel):
                 raise InputError(f"{name} is {value!r}, and captions have no control codes; leave it out")
         return make_request(prompts, options, self.tokenizer, self.config, prefixes=self._prefixes)
 
-    def _result(
+    def result(
         self, request: Request, prompt: list[int], new: np.ndarray, reason: str, scores: Scores | None
     ) -> Generation:
-        return super()._result(request, prompt[self.model.image.tokens :], new, reason, scores)
+        return super().result(request, prompt[self.model.image.tokens :], new, reason, scores)
 
 
 _read = jax.jit(lambda model, images: model.read(images))

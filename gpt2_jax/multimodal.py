@@ -88,13 +88,6 @@ class ImageGPT2(GPT2):
         model = self if images is None else self.seeing(self.read(images))
         return super(ImageGPT2, model).hidden(tokens, **options)
 
-    def alone(self) -> GPT2:
-        """Its GPT-2."""
-        gpt2 = model_of_shapes(self.config, stacked=not isinstance(self.h, nnx.List))
-        for name in ("wte", "wpe", "h", "ln_f", *(["lm_head"] * (not self.config.tie_word_embeddings))):
-            setattr(gpt2, name, getattr(self, name))
-        return gpt2
-
     def _look_up(self, tokens: jax.Array) -> jax.Array:
         if self.seen is None:
             return super()._look_up(tokens)
@@ -105,6 +98,16 @@ class ImageGPT2(GPT2):
         else:
             rows = seen[jnp.where(of_image, tokens - FIRST_ID, 0)]
         return jnp.where(of_image[..., None], rows.astype(x.dtype), x)
+
+
+def alone(model: GPT2) -> GPT2:
+    """The GPT-2 of a model that reads images; any other as it is."""
+    if not isinstance(model, ImageGPT2):
+        return model
+    gpt2 = model_of_shapes(model.config, stacked=not isinstance(model.h, nnx.List))
+    for name in ("wte", "wpe", "h", "ln_f", *(["lm_head"] * (not model.config.tie_word_embeddings))):
+        setattr(gpt2, name, getattr(model, name))
+    return gpt2
 
 
 def completion(image: ImageConfig) -> Callable[[GPT2, jax.Array], GPT2]:

@@ -39,7 +39,7 @@ def pixels_of(image: Image, options: ImageConfig, name: str = "the image") -> np
     from PIL import ImageOps
 
     opened = _opened(image, name)
-    plain = _without_alpha(opened).convert("L" if options.channels == 1 else "RGB")
+    plain = _without_alpha(opened, name).convert("L" if options.channels == 1 else "RGB")
     fitted = ImageOps.fit(plain, (options.size, options.size), pil.Resampling.BICUBIC)
     return np.asarray(fitted, np.uint8).reshape(options.shape)
 
@@ -87,11 +87,11 @@ def _opened(image: Image, name: str) -> Any:
         raise InputError(f"{name} cannot be read ({type(error).__name__}: {one_line(error)}); copy it again") from None
 
 
-def _without_alpha(image: Any) -> Any:
+def _without_alpha(image: Any, name: str) -> Any:
     from PIL import Image as pil
 
     if image.mode[0] in "IF":
-        raise InputError(f"an image has the mode {image.mode}; it must have 8 bits a channel: convert it first")
+        raise InputError(f"{name} has the mode {image.mode}; it must have 8 bits a channel: convert it first")
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image
     image = image.convert("RGBA")

@@ -14,7 +14,7 @@ from gpt2_jax.image_language_model import ImageLanguageModel
 from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.model import GPT2, parameter_names, unstack
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.multimodal import FIRST_ID, ImageGPT2, completion
+from gpt2_jax.multimodal import FIRST_ID, ImageGPT2, alone, completion
 from gpt2_jax.tokenizer import train_characters
 from gpt2_jax.training.step import sum_of_losses
 
@@ -28,8 +28,7 @@ IMAGE = ImageConfig(
 K = IMAGE.tokens
 KINDS = {
     "pooled": IMAGE,
-    "mlp": dataclasses.replace(IMAGE, prefix_hidden=24),
-    "patches": dataclasses.replace(IMAGE, prefix_length=0, class_token=True, pre_norm=True),
+    "patches": dataclasses.replace(IMAGE, prefix_length=0, prefix_hidden=24, class_token=True, pre_norm=True),
     "features": dataclasses.replace(IMAGE, features=5),
 }
 
@@ -75,7 +74,7 @@ def test_a_prefix_is_its_embeddings_and_all_else_is_gpt2(kind):
     def logits(model, pixels):
         nonlocal seen
         seen = model.read(pixels)
-        by_hand = model.alone()
+        by_hand = alone(model)
         by_hand.__class__ = ByHand
         shown = unstack(model.seeing(seen.reshape(2 * k, -1)))
         states = by_hand.hidden(rows), model.hidden(rows, images=pixels), shown.prefill(numbered, 8)[0]
@@ -88,15 +87,16 @@ def test_a_prefix_is_its_embeddings_and_all_else_is_gpt2(kind):
     assert np.abs(wanted[0] - logits(model, pixels[::-1])[1][0]).max() > 1e-2
 
 
+of_text = jax.jit(lambda model: model(np.array([[1, 2, 3]])))
+
+
 def test_text_alone_is_what_the_gpt2_says(lm):
-    alone = lm.text_model()
-    assert type(alone.model) is GPT2 and isinstance(lm.model, ImageGPT2)
-    tokens = np.array([[1, 2, 3]])
-    logits = jax.jit(lambda model: model(tokens))
-    np.testing.assert_array_equal(logits(lm.model), logits(alone.model))
+    gpt2 = lm.text_model().model
+    assert type(gpt2) is GPT2 and isinstance(lm.model, ImageGPT2) and alone(gpt2) is gpt2
+    np.testing.assert_array_equal(of_text(lm.model), of_text(gpt2))
     names = set(jax.tree.leaves(parameter_names(lm.model)))
     own = {name for name in names if not name.startswith(("vision.", "prefix."))}
-    assert own == set(jax.tree.leaves(parameter_names(alone.model))) and len(own) < len(names)
+    assert own == set(jax.tree.leaves(parameter_names(gpt2))) and len(own) < len(names)
 
 
 def test_gradients_are_of_what_counts():
@@ -168,26 +168,27 @@ def test_every_way_of_writing_follows_its_own_image(lm, images, way):
 
 
 def test_samples_streams_stops_and_logprobs(lm, images):
-    several = lm.caption(images[0], num_return_sequences=3, temperature=1.0, seed=2, max_new_tokens=6)
+    several = lm.caption(images[0], num_return_sequences=3, max_new_tokens=6, **WAYS["sampling"] | {"temperature": 1.5})
     assert len(several) == 3 and len({caption.text for caption in several}) > 1
-    whole = lm.caption(images[1], "a", temperature=0, max_new_tokens=6)
-    assert "".join(lm.stream_caption(images[1], "a", temperature=0, max_new_tokens=6)) == whole.completion
-    stopped = lm.caption(images[1], "a", temperature=0, max_new_tokens=6, stop_strings=[whole.completion[2]])
-    assert stopped.stop_reason == "stop_string"
-    assert stopped.completion == whole.completion[: whole.completion.index(whole.completion[2])]
-    noted = lm.caption(images, temperature=0, max_new_tokens=6, logprobs=2, suppress_tokens=[lm.tokenizer.end_of_text])
-    scored = lm.caption_logprobs(images, [caption.text for caption in noted], batch_size=2)
+    greedy = {"temperature": 0, "max_new_tokens": 6, "suppress_tokens": [lm.tokenizer.end_of_text]}
+    texts = [caption.text for caption in lm.caption(images, **greedy)]
+    assert "".join(lm.stream_caption(images[1], **greedy)) == texts[1]
+    noted = lm.caption(images, logprobs=2, stop_strings=[texts[1][3]], **greedy)
+    assert noted[1].stop_reason == "stop_string"
+    assert [caption.completion for caption in noted] == [text.partition(texts[1][3])[0] for text in texts]
+    scored = lm.caption_logprobs(images, texts, batch_size=2)
+    assert [len(logprobs) for logprobs in scored] == [7, 7, 7]
     for caption, logprobs in zip(noted, scored):
-        assert len(logprobs) == 7
-        np.testing.assert_allclose(caption.logprobs, logprobs[:6], atol=1e-4)
+        np.testing.assert_allclose(caption.logprobs, logprobs[: len(caption.logprobs)], atol=1e-4)
     mean = np.concatenate(scored).mean()
-    assert lm.caption_perplexity(images, [caption.text for caption in noted]) == pytest.approx(np.exp(-mean), rel=1e-5)
+    assert lm.caption_perplexity(images, texts, batch_size=2) == pytest.approx(np.exp(-mean), rel=1e-5)
 
 
 def test_other_images_compile_nothing(lm, images):
-    lm.caption(images[0], temperature=0.5, max_new_tokens=4)
+    suppressed = {"suppress_tokens": [lm.tokenizer.end_of_text]}  # as elsewhere, and so compiled already
+    lm.caption(images[0], temperature=0.5, max_new_tokens=4, **suppressed)
     before = sampler.fill._cache_size(), sampler.advance._cache_size()
-    lm.caption(images[1], "thre", temperature=0.9, max_new_tokens=3, seed=5)
+    lm.caption(images[1], "thre", temperature=0.9, max_new_tokens=3, seed=5, **suppressed)
     assert before == (sampler.fill._cache_size(), sampler.advance._cache_size())
 
 
@@ -226,4 +227,4 @@ def test_what_is_refused(lm, images, call, message):
 
 def test_its_gpt2_is_saved_alone(lm, tmp_path):
     opened = gpt2_jax.load(gpt2_jax.save(lm.text_model(), tmp_path / "text"))
-    np.testing.assert_array_equal(opened.model([[1, 2]]), lm.model([[1, 2]]))
+    np.testing.assert_array_equal(of_text(opened.model), of_text(lm.model))

@@ -70,6 +70,8 @@ def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
         arrays["segments"] = (B, T), jnp.int32
     if config.data.restart_positions:
         arrays["positions"] = (B, T), jnp.int32
+    if config.image.source:
+        arrays["images"] = (B, *config.image.shape), jnp.float32 if config.image.features else jnp.uint8
     sharding = NamedSharding(mesh, spec_of("<batch>"))
     return {name: jax.ShapeDtypeStruct(*array, sharding=sharding) for name, array in arrays.items()}
 

@@ -28,8 +28,15 @@ LIBRARIES = (
     "tensorflow-cpu",
     "tensorflow",
 )
-# Options that each host may have its own of: who it is, how it reaches process 0, where its copy of the text lies.
-OWN = ("distributed.process_id", "distributed.coordinator", "data.paths", "data.prepared", "data.workers")
+# Options that each host may have its own of: who it is, how it reaches process 0, where its copy of the data lies.
+OWN = (
+    "distributed.process_id",
+    "distributed.coordinator",
+    "data.paths",
+    "data.prepared",
+    "data.workers",
+    "image.paths",
+)
 NAMED = 4  # differences that an error names
 
 _calls = itertools.count()  # all processes count alike

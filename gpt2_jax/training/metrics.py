@@ -155,7 +155,8 @@ class Meter:
 
     def __init__(self, config: Config, parameters: int, mesh: Mesh, clock: Clock, *, frozen: int = 0):
         self._tokens_per_step = config.training.batch_size * config.sequence_length
-        peak = peak_flops(mesh.devices.flat[0])
+        # What reads images has other FLOPs, which the formula does not count.
+        peak = None if config.image.source else peak_flops(mesh.devices.flat[0])
         self._flops_per_token = flops_per_token(config.model, parameters, config.sequence_length, frozen=frozen)
         self._peak = None if peak is None else peak * mesh.size
         self._clock = clock

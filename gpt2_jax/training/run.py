@@ -260,8 +260,9 @@ class Run:
         statistics = "global" if jax.process_count() > 1 else True  # of parameters of which a process has a part alone
         overview = parameter_overview.get_parameter_overview(leaves, include_stats=statistics)
         logging.info("parameters (vocabulary padded):\n%s", overview)
-        known = metrics.peak_flops(device) is not None
-        logging.info("mfu: %s", metrics.MFU_FORMULA if known else f"not reported, the peak of {device} is not known")
+        images, known = bool(self.config.image.source), metrics.peak_flops(device) is not None
+        why = "with images" if images else f"the peak of {device} is not known"
+        logging.info("mfu: %s", metrics.MFU_FORMULA if known and not images else f"not reported, {why}")
         tokens_per_step = self.config.training.batch_size * self.config.sequence_length
         count, trained = num_parameters(model), self.program.trained_parameters
         frozen = "" if trained == count else f", {trained:,} of them trained,"

@@ -15,6 +15,7 @@ from gpt2_jax.config import Config
 from gpt2_jax.errors import InputError, shown
 from gpt2_jax.model import GPT2, model_of_shapes
 from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.multimodal import alone, completion
 from gpt2_jax.resizing import resize
 from gpt2_jax.sharding import check_mesh, tree_shardings
 from gpt2_jax.tokenizer import Tokenizer
@@ -137,7 +138,10 @@ def open_start(name: str) -> Start:
 
 
 def _open_run(folder: Path, which: str) -> Start:
-    """A checkpoint of a run: its step, "best", "latest", or "": the best if there is one, else the latest."""
+    """A checkpoint of a run: its step, "best", "latest", or "": the best if there is one, else the latest.
+
+    Of a run with images it is the GPT-2 alone.
+    """
     if which not in ("", "best", "latest") and not which.isdecimal():
         raise InputError(
             f"finetune.start is {folder}@{which}; after the @ of a run there must be a step, 'best' or 'latest'"
@@ -148,19 +152,20 @@ def _open_run(folder: Path, which: str) -> Start:
         step = checkpoints.find(None if which == "latest" else which)
         groups, tokenizer = checkpoints.read_json(step)
     config, with_adapters = pretrained.model_of(groups), pretrained.adapters_of(groups)
+    complete = completion(pretrained.image_of(groups))
 
     def read(own: GPT2Config, mesh: Mesh) -> GPT2:
         # As it was saved: padded to that run's own multiple.
         own = dataclasses.replace(own, vocab_multiple=config.vocab_multiple)
-        shapes = model_of_shapes(own, stacked=True)
+        shapes = jax.eval_shape(lambda key: complete(GPT2(own, key), key), jax.random.key(0))
         with Checkpoints(folder) as checkpoints:
             if with_adapters is not None:
                 from gpt2_jax.training import adapted  # which opens starts itself
 
-                return lora.merge(adapted.restore(checkpoints, step, with_adapters, own, mesh))
+                return alone(lora.merge(adapted.restore(checkpoints, step, with_adapters, own, mesh)))
             model = checkpoints.restore_model(step, abstract_state(shapes, tree_shardings(shapes, mesh)))
         pretrained.check_finite(model, f"the checkpoint of step {step} in {checkpoints.directory}")
-        return model
+        return alone(model)
 
     return _checked(Start(f"step {step} of {folder}", config, Tokenizer.from_json(tokenizer), read))
 
