@@ -21,6 +21,7 @@ The run is in runs/quickstart: perplexity.png, metrics.jsonl, tensorboard/, chec
     python scripts/generate.py --workdir=runs/quickstart --prompt="import " --temperature=0
     python -c 'import gpt2_jax; print(gpt2_jax.load("runs/quickstart").generate("def ", top_p=0.95, seed=1))'
     python scripts/app.py --model=runs/quickstart
+    python scripts/report.py --workdir=runs/quickstart   # what it learnt, on one page: report.html
     tensorboard --logdir runs/quickstart/tensorboard
     python scripts/train.py --config=configs/shakespeare_char.py --workdir=runs/mine --config.data.paths=mine.txt
 NEXT

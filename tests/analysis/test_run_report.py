@@ -5,6 +5,8 @@ import html
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import jax
 import optax
@@ -217,6 +219,20 @@ def test_what_is_no_run_or_no_report(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text('{"model": 1}')
     with pytest.raises(InputError, match=r"config of a run \(it has options outside of groups\); give the folder of"):
         RunFolder(tmp_path).config  # noqa: B018
+
+
+def test_the_script_writes_into_the_workdir_and_says_what_is_wrong(workdir, tmp_path, pytestconfig):
+    left = tmp_path / "left"
+    left.mkdir()
+    (left / "metrics.jsonl").write_text('{"step": 1, "train_loss": 3.0}\n')
+    command = [sys.executable, str(pytestconfig.rootpath / "scripts/report.py")]
+    result = subprocess.run([*command, f"--workdir={left}"], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.splitlines()[-1] == f"{left / 'report.html'}", result.stderr
+    assert f"6/10 attention: left out: {left} has no checkpoints" in result.stdout
+    assert (left / "report.html").read_text().startswith("<!DOCTYPE html>")
+    result = subprocess.run([*command, f"--workdir={left}", "--output=a.pdf"], capture_output=True, text=True)
+    wrong = "error: output is 'a.pdf'; it must be a file with the suffix .html, which decides the format"
+    assert (result.returncode, result.stderr.strip()) == (2, wrong)
 
 
 @pytest.fixture(scope="module")
