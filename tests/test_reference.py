@@ -11,14 +11,21 @@ import pytest
 DEFINITIONS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def undocumented(node, name):
-    """The public names within a module or class that have no docstring, itself among them."""
+def undocumented(node, name, told=frozenset()):
+    """The public names within a module or class that have no docstring, itself among them.
+
+    A method may leave it to one of the same name in another class of its file, `told`.
+    """
     if not ast.get_docstring(node):
         yield name
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        for inner in node.body:
-            if isinstance(inner, DEFINITIONS) and not inner.name.startswith("_"):
-                yield from undocumented(inner, f"{name}.{inner.name}")
+    classes = [inner for inner in getattr(node, "body", ()) if isinstance(inner, ast.ClassDef)]
+    told |= {
+        method.name for of in classes for method in of.body if hasattr(method, "name") and ast.get_docstring(method)
+    }
+    for inner in () if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else node.body:
+        implements = isinstance(node, ast.ClassDef) and getattr(inner, "name", "") in told
+        if isinstance(inner, DEFINITIONS) and not inner.name.startswith("_") and not implements:
+            yield from undocumented(inner, f"{name}.{inner.name}", told)
 
 
 def test_every_public_name_has_a_docstring(pytestconfig):
@@ -30,8 +37,11 @@ def test_every_public_name_has_a_docstring(pytestconfig):
 
 
 def test_what_has_none_is_found():
-    source = '"""Module."""\nclass A:\n    def f(self): ...\n    def _g(self): ...\ndef h():\n    """H."""\n'
-    assert [*undocumented(ast.parse(source), "m")] == ["m.A", "m.A.f"]
+    source = '"""Module."""\nclass A:\n    def e(self): ...\n    def _g(self): ...\ndef h():\n    """H."""\n'
+    base = (
+        'class B:\n    """B."""\n    def f(self):\n        """F."""\nclass C:\n    """C."""\n    def f(self): ...\n'
+    )
+    assert [*undocumented(ast.parse(source + base), "m")] == ["m.A", "m.A.e"]
 
 
 @pytest.fixture(scope="module")

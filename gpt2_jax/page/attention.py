@@ -54,6 +54,7 @@ class AttentionTab(Part):
         )  # fmt: skip
 
     def updates(self, lm: LanguageModel) -> list[dict[str, Any]]:
+        """What the layers and heads of another model change on the tab."""
         counts = (lm.config.n_layer, lm.config.n_head)
         return [gr.update(maximum=max(1, n - 1), value=0, interactive=n > 1) for n in counts]
 

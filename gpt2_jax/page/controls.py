@@ -28,9 +28,11 @@ class Slider:
     start: float
 
     def component(self, **words: Any) -> gr.Slider:
+        """What the reader sees."""
         return gr.Slider(self.low, self.high, self.start, step=self.step, **words)
 
     def read(self, name: str, given: Any) -> float | int:
+        """The option's value of what the page sent, checked."""
         if given is None:
             return self.start
         value = number(name, given, whole=isinstance(self.step, int))

@@ -27,6 +27,7 @@ class Shared:
 
     @property
     def names(self) -> list[str]:
+        """Of the models, the first one is shown."""
         return list(self.models)
 
     def lm(self, name: Any = None) -> LanguageModel:
@@ -38,6 +39,7 @@ class Shared:
         return self.models[self.name(name)].lm
 
     def name(self, name: Any = None) -> str:
+        """One of the models, by what the page sent; without that the first."""
         name = self.names[0] if name is None else name
         check(isinstance(name, str) and name in self.names, "model", name, f"one of {', '.join(self.names)}")
         return name
@@ -52,6 +54,7 @@ class Shared:
         )
 
     def submit(self, name: str, prompt: str, **options: Any) -> Stream:
+        """Has a model continue a prompt beside all others, see `Batcher.submit`."""
         return self.models[self.name(name)].submit(prompt, **options)
 
     def cards(self, label: str, empty: str, *, reuse: bool = True, **where: Any) -> gr.HTML:

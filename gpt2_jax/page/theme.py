@@ -4,6 +4,7 @@ import gradio as gr
 
 
 def theme() -> gr.themes.Base:
+    """The look of the page: the reader's own fonts, quiet colours."""
     sans = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
     mono = ("ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospace")
     return gr.themes.Base(

@@ -179,6 +179,7 @@ class WriteTab(Part):
             button.click(lambda values=values: values, None, [self.prompt, *chosen], **hidden)
 
     def updates(self, lm: LanguageModel) -> list[dict[str, Any]]:
+        """What the control codes of another model change on the tab."""
         return self.panel.codes_of(lm)
 
     def _write(

@@ -23,6 +23,7 @@ class Answer:
         }  # fmt: skip
 
     def of(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """An answer, or a part of one, with these choices."""
         return {**self._frame, "choices": list(choices), **more}
 
 
@@ -51,6 +52,7 @@ class Choice:
         return self._choice(self._tokenizer.decode(ids), ids, self._prompt_scores)
 
     def piece(self, piece: Piece) -> dict[str, Any]:
+        """What is new in a text."""
         return self._choice(piece.text, piece.tokens, piece.scores)
 
     def end(self) -> dict[str, Any]:

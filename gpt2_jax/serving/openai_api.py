@@ -40,6 +40,7 @@ class Refused(Exception):
         self.error = {"message": message, "type": kind, "param": more.get("param"), "code": more.get("code")}
 
     def response(self) -> JSONResponse:
+        """The answer that says so."""
         return JSONResponse({"error": self.error}, self.status, self.headers)
 
 
