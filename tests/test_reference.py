@@ -38,9 +38,7 @@ def test_every_public_name_has_a_docstring(pytestconfig):
 
 def test_what_has_none_is_found():
     source = '"""Module."""\nclass A:\n    def e(self): ...\n    def _g(self): ...\ndef h():\n    """H."""\n'
-    base = (
-        'class B:\n    """B."""\n    def f(self):\n        """F."""\nclass C:\n    """C."""\n    def f(self): ...\n'
-    )
+    base = 'class B:\n    """B."""\n    def f(self):\n        """F."""\nclass C:\n    """C."""\n    def f(self): ...\n'
     assert [*undocumented(ast.parse(source + base), "m")] == ["m.A", "m.A.e"]
 
 
