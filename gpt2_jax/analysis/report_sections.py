@@ -65,12 +65,14 @@ class Material:
 
     @property
     def lm(self) -> LanguageModel:
+        """The model; raises what kept it from being opened."""
         if isinstance(self.model, InputError):
             raise self.model
         return self.model
 
     @cached_property
     def held_out(self) -> list[str]:
+        """Texts that the run validates on."""
         return self.run.held_out(self.lm.tokenizer, max(self.tokens, READ))
 
     @cached_property
@@ -87,6 +89,7 @@ class Material:
 
     @cached_property
     def prompts(self) -> list[str]:
+        """What completions begin with: the run's own prompt, and beginnings of held-out texts."""
         if self.own_prompts:
             return list(self.own_prompts)
         own = self.run.config.get("training", {}).get("sample_prompt") or ""
