@@ -1,13 +1,11 @@
 """The page: models in a browser. A tab each for writing, probabilities, attention, comparison and captions."""
 
 import asyncio
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import fastapi
 import gradio as gr
-import uvicorn
 
 from gpt2_jax.errors import InputError
 from gpt2_jax.page.assets import asset
@@ -16,6 +14,8 @@ from gpt2_jax.page.guard import Guard
 from gpt2_jax.page.theme import theme
 from gpt2_jax.serving.batcher import Batcher
 from gpt2_jax.serving.models import Models
+from gpt2_jax.serving.openai_api import make_router
+from gpt2_jax.serving.server import listening, run
 
 
 def serve(
@@ -25,45 +25,31 @@ def serve(
     port: int = 7860,
     password: str | None = None,
     api: bool = False,
-    tell: Callable[[str], None] = print,
+    api_key: str | None = None,
+    **options: int,
 ) -> None:
-    """Opens and warms the models, then serves them until the process is interrupted.
+    """Opens and compiles the models, then serves their page until SIGINT or SIGTERM.
 
     Args:
-      sources: "name=path", or a path or hub id alone; at least one.
-      host, port: where to listen; port 0 takes a free one.
+      sources: as `Models.load` takes them.
+      host, port: to listen at; port 0 is any that is free.
       password: "name:secret".
-      api: serve the OpenAI-compatible endpoint, too; with a password, the secret is its key.
-      tell: is given lines of progress.
+      api: serve the OpenAI-compatible endpoint, too.
+      api_key: that its clients must send; without one the secret of the password, if there is one.
+      **options: those of `Batcher`.
 
     Raises:
-      InputError: there is no such model, the password has no name or secret, or nobody can listen there.
+      InputError: nothing to load, a password without name or secret, or an address that cannot be listened at.
     """
-    name, colon, secret = (password or "").partition(":")
-    if password and not (name and colon and secret):
+    name, _, secret = (password or "").partition(":")
+    if password and not (name and secret):
         raise InputError("the password must be NAME:SECRET, such as ada:a-long-secret")
-    with _listening(host, port) as listener, Models.load(sources) as models:
-        models.warm(lambda name: tell(f"warming {name}"))
-        router = None
-        if api:
-            from gpt2_jax.serving.openai_api import make_router
-
-            router = make_router(models)
-        app = make_app(models, password=(name, secret) if password else None, api=router)
-        at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-        tell(f"the page is at {at}" + (f", the endpoint at {at}/v1" if api else ""))
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise InputError(
-            f"nobody can listen at {host}, port {port} ({error.strerror}); give another --port or --host"
-        ) from None
+    with listening(host, port) as listener, Models.load(sources, **options) as models:
+        models.warm(lambda name: print(f"compiling for {name} ...", flush=True))
+        router = make_router(models, api_key=api_key or secret or None) if api else None
+        url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        print(f"{', '.join(models)} at {url}" + (f", for programs at {url}/v1" if api else ""), flush=True)
+        run(make_app(models, password=(name, secret) if password else None, api=router), listener)
 
 
 def make_app(
@@ -73,8 +59,8 @@ def make_app(
 
     Args:
       models: at least one, by name; each is what writes texts with it.
-      password: a name and a secret, without which nothing is answered.
-      api: further routes, such as those of the OpenAI-compatible endpoint.
+      password: a name and a secret, without which nothing of the page is answered.
+      api: the routes of the OpenAI-compatible endpoint, which ask for their own key.
     """
 
     async def build() -> fastapi.FastAPI:  # within a loop: without one, Gradio makes several and closes none

@@ -1,5 +1,6 @@
 """The tab that tells what is on a picture; it is there when one of the models can."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
@@ -38,7 +39,7 @@ class CaptionTab:
         names = able(shared)
         with gr.Row(elem_classes="sides"):
             with gr.Column(scale=5, min_width=320):
-                model = gr.Dropdown(names, value=names[0], label="Model", interactive=len(names) > 1)
+                model = gr.Dropdown(names, value=names[0], label="Model for pictures", interactive=len(names) > 1)
                 image = gr.HTML(
                     "", html_template=IMAGE_INPUT, js_on_load=asset("image_input.js"), apply_default_css=False,
                     elem_id="caption-image",
@@ -67,21 +68,31 @@ class CaptionTab:
     def _caption(
         self, model: Any, image: Any, prompt: Any = "", candidates: Any = 1, seed: Any = None, **values: Any
     ) -> list[dict[str, Any]]:
-        names = able(self.shared)
-        model = names[0] if model is None else model
-        check(model in names, "model", model, f"one that writes captions: {', '.join(names)}")
-        lm, prompt, asked = self.shared.lm(model), text("prompt", prompt, LONGEST_PROMPT), settings.options(values)
-        count = settings.read_candidates(candidates, values)
-        seeds = [read_seed(seed)]
-        seeds += [next_seed(seeds[0], i) for i in range(1, count)]
-        room = lm.config.n_positions - lm.image.tokens - len(lm.tokenizer.encode(prompt))
-        asked["max_new_tokens"] = min(asked.get("max_new_tokens", LONGEST_CAPTION), LONGEST_CAPTION, max(1, room))
-        pictures = [read_image(image)] * count  # as one batch
-        found = lm.caption(pictures, prompt=[prompt] * count, seed=seeds, **asked)
-        return [
-            {
-                "model": model, "seed": seed, "prompt": prompt, "completion": one.completion, "done": True,
-                "note": REASONS[one.stop_reason],
-            }
-            for seed, one in zip(seeds, found)
-        ]  # fmt: skip
+        return captions(self.shared, model, image, prompt, candidates, seed, values)
+
+
+def captions(
+    shared: Shared, model: Any, image: Any, prompt: Any, candidates: Any, seed: Any, values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Cards of captions, each with its seed.
+
+    Raises:
+      InputError: no such model, what is no picture, or settings that `caption` refuses.
+    """
+    names = able(shared)
+    model = names[0] if model is None else model
+    check(model in names, "model", model, f"one that writes captions: {', '.join(names)}")
+    lm, prompt, asked = shared.lm(model), text("prompt", prompt, LONGEST_PROMPT), settings.options(values)
+    count, first = settings.read_candidates(candidates, values), read_seed(seed)
+    seeds = [next_seed(first, i) for i in range(count)]
+    room = lm.config.n_positions - lm.image.tokens - len(lm.tokenizer.encode(prompt))
+    asked["max_new_tokens"] = min(asked.get("max_new_tokens", LONGEST_CAPTION), LONGEST_CAPTION, max(1, room))
+    pictures = [read_image(image)] * count  # as one batch
+    found = lm.caption(pictures, prompt=[prompt] * count, seed=seeds, **asked)
+    return [
+        {
+            "model": model, "seed": seed, "prompt": prompt, "completion": one.completion, "done": True,
+            "note": REASONS[one.stop_reason],
+        }
+        for seed, one in zip(seeds, found)
+    ]  # fmt: skip

@@ -57,7 +57,8 @@ class CompareTab(Part):
         )
         shown = shared.cards(f"Text, {side}", "The text appears here.", elem_id=f"compare-{side}", reuse=False)
         with gr.Column(elem_classes="settings"):
-            panel = settings.SettingsPanel(shared.lm(model.value))
+            same = number and len(names) == 1  # then the settings differ
+            panel = settings.SettingsPanel(shared.lm(model.value), settings.GREEDY if same else settings.SAMPLE)
             panel.make_groups()
         inputs |= {f"{side}_{name}": component for name, component in {"model": model, **panel.inputs}.items()}
         model.change(

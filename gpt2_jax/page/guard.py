@@ -38,10 +38,9 @@ class Guard:
 
     Args:
       app: the other.
-      besides: the beginnings of further paths that are let through, such as "/v1/".
+      besides: the beginnings of further paths that are let through, such as "/v1/"; the password is not theirs.
       largest_body: bytes that a request may bring.
-      password: a name and a secret, without which nothing at all is answered; programs may send the secret alone,
-        as the key of an API.
+      password: a name and a secret, without which nothing else is answered; programs may send the secret as a key.
     """
 
     def __init__(
@@ -57,13 +56,13 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
-        headers = dict(scope["headers"])
-        if self._password and not _knows(headers.get(b"authorization", b""), *self._password):
+        path, headers = scope["path"], dict(scope["headers"])
+        other = path.startswith(self.besides)
+        if self._password and not other and not _knows(headers.get(b"authorization", b""), *self._password):
             await asyncio.sleep(SLOW)
             return await _refuse(send, 401, b"A password is needed.", (b"www-authenticate", b'Basic realm="gpt2_jax"'))
-        path = scope["path"]
         known = ROUTES.fullmatch(path) and ".." not in path
-        if scope["type"] != "http" or not (known or path.startswith(self.besides)):
+        if scope["type"] != "http" or not (known or other):
             return await _refuse(send, 404, b"There is nothing here.")
         size = headers.get(b"content-length", b"0")
         if not size.isdigit() or int(size) > self.largest_body:

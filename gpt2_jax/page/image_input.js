@@ -18,6 +18,7 @@ async function take(file) {
     preview.src = data;
     preview.alt = `The chosen picture, ${file.name || "pasted"}`;
     preview.hidden = false;
+    preview.classList.toggle("small", canvas.height < 96); // then its pixels are shown as they are
     words.textContent = `${file.name || "Pasted"}, ${bitmap.width} × ${bitmap.height}. Choose another, or drop or paste one.`;
     props.value = data;
   } catch {

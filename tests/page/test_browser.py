@@ -1,12 +1,13 @@
 """The page in a browser, as a reader uses it: at a desk and on a phone, light and dark."""
 
 import re
-import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-TABS = ("Write", "Probabilities", "Attention", "Compare")
+TABS = ("Write", "Probabilities", "Attention", "Compare", "Caption")
 
 
 def opened(browser, address, **context):
@@ -125,7 +126,6 @@ def test_a_method_shows_its_own_settings(page):
     page.get_by_role("option", name="Beam search").click()
     temperature.wait_for(state="hidden")
     page.get_by_label("number input for Beams").first.wait_for()
-    assert len(write(page, "def add")) == 1
     page.get_by_label("Method").first.click()
     page.get_by_role("option", name="Sampling").click()
     temperature.wait_for()
@@ -140,31 +140,25 @@ def test_an_error_is_told(page):
     page.wait_for_selector("#write:enabled")
 
 
-def test_stop(page, models, monkeypatch):
-    class Slow:
-        """A text of which a word comes at a time."""
-
-        def __init__(self, stream):
-            self.stream = stream
-            self.cancel, self.result = stream.cancel, stream.result
-
-        def __iter__(self):
-            for piece in self.stream:
-                time.sleep(0.3)
-                yield piece
-
-    submit = models["first"].submit
-    monkeypatch.setattr(models["first"], "submit", lambda *a, **options: Slow(submit(*a, **options)))
+def test_stop(page, endless):
     go_to(page, "Write")
-    slide(page, "New tokens", 50)
     page.locator("#prompt").get_by_label("Prompt").fill("a")
-    page.locator("#seed").get_by_label("Seed").fill("3")
     page.get_by_role("button", name="Write", exact=True).click()
-    page.wait_for_function("document.querySelector('#results .growing .completion')?.textContent.length > 0")
+    page.wait_for_function("document.querySelector('#results .growing .completion')?.textContent.length > 20")
+    assert page.locator("#write").is_disabled()
     page.get_by_role("button", name="Stop").first.click()
     page.wait_for_function("document.querySelector('#results .card:not(.growing) .note')?.textContent === 'stopped'")
     page.wait_for_selector("#write:enabled")
-    assert page.locator("#stop").is_disabled()
+    assert page.locator("#stop").is_disabled() and endless.cancelled.is_set()
+    assert page.locator("#results .completion").text_content().startswith("word word")
+
+
+def test_a_page_that_is_closed_is_not_written_for(browser, address, endless):
+    page = opened(browser, address)
+    page.get_by_role("button", name="Write", exact=True).click()
+    page.wait_for_function("document.querySelector('#results .growing .completion')?.textContent.length > 20")
+    page.close()
+    assert endless.cancelled.wait(20)
 
 
 def test_a_token_is_clicked_and_shows_its_alternatives(page):
@@ -221,6 +215,21 @@ def test_compare(page, lms):
     for side, name in (("left", "first"), ("right", "second")):
         text = page.locator(f"#compare-{side} .completion").text_content()
         assert text == all_of(lms[name], "def ", seed=1)
+
+
+def test_caption(page, tmp_path):
+    file = tmp_path / "seven.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)).save(file)
+    go_to(page, "Caption")
+    page.locator("#caption-image input").set_input_files(file)
+    page.get_by_text("seven.png, 8 \u00d7 8.").wait_for()
+    page.click("#caption")
+    page.wait_for_selector("#captions .card:not(.growing)")
+    (tmp_path / "bad.png").write_text("<svg/>")
+    page.locator("#caption-image input").set_input_files(tmp_path / "bad.png")
+    page.get_by_text("That file cannot be read as a picture").wait_for()
+    page.click("#caption")
+    page.get_by_text("there is no picture; give a PNG").wait_for()
 
 
 def test_another_model_is_chosen(page):

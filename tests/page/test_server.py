@@ -1,19 +1,23 @@
 """The page's server without a browser: what it computes, what it refuses, and that many use it at once."""
 
+import base64
+import io
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import jax
+import numpy as np
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from PIL import Image
 
 from gpt2_jax.app import make_app
 from gpt2_jax.page import guard
 from gpt2_jax.page.running import BUSY, FAILED
+from gpt2_jax.serving.stream import Busy
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,26 @@ def test_attention_is_a_picture_with_words(client):
     assert "view is 'x'; it must be one of head, layer, kinds" in refused(client, "/attention", text="ab", view="x")
 
 
+def test_captions_are_those_of_the_model(client, lms):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "PNG")
+        image = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    (card,) = client.predict(image=image, prompt="a ", max_new_tokens=5, api_name="/caption")
+    assert (
+        card["completion"] == lms["pictures"].caption(pixels, prompt="a ", max_new_tokens=5, temperature=0).completion
+    )
+    drawn = {"method": "sample", "temperature": 1.0, "top_p": 1.0, "candidates": 2, "seed": "4"}
+    cards = client.predict(image=image, max_new_tokens=5, **drawn, api_name="/caption")
+    assert [card["seed"] for card in cards] == [4, 5]
+    for card in cards:
+        want = lms["pictures"].caption(pixels, seed=card["seed"], max_new_tokens=5, temperature=1.0)
+        assert card["completion"] == want.completion
+    assert "there is no picture" in refused(client, "/caption", image="")
+    assert "the picture is no data URI" in refused(client, "/caption", image="/etc/passwd")
+    assert "one that writes captions: pictures" in refused(client, "/caption", image=image, model="first")
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -124,8 +148,8 @@ def test_attention_is_a_picture_with_words(client):
         ({"prompt": "def " * 100}, "leave room for a new one"),
         ({"seed": "-1"}, "seed is -1; it must be from 0 to 2147483647, or empty for a new one each time"),
         ({"seed": "x"}, "seed is 'x'; it must be a number"),
-        ({"model": "../../etc/passwd"}, "model is '../../etc/passwd'; it must be one of first, second"),
-        ({"model": {"a": 1}}, "model is {'a': 1}; it must be one of first, second"),
+        ({"model": "../../etc/passwd"}, "model is '../../etc/passwd'; it must be one of first, second, pictures"),
+        ({"model": {"a": 1}}, "model is {'a': 1}; it must be one of first, second, pictures"),
         ({"temperature": [1]}, "temperature is [1]; it must be a number"),
     ],
 )  # fmt: skip
@@ -191,8 +215,6 @@ def test_an_unforeseen_error_says_nothing_of_the_server(client, models, monkeypa
 
 
 def test_busy_is_told(client, models, monkeypatch):
-    from gpt2_jax.serving.stream import Busy
-
     def full(*args, **options):
         raise Busy("64 texts wait")
 
@@ -240,33 +262,7 @@ def test_twenty_readers_get_their_own_texts(address, lms):
         assert (card["seed"], card["prompt"], card["completion"]) == (n, f"def f{n}(", want.completion)
 
 
-class Endless:
-    """Stands for a batcher whose texts have no end."""
-
-    def __init__(self):
-        self.started, self.cancelled = threading.Event(), threading.Event()
-
-    def submit(self, prompt, **options):
-        self.started.set()
-        return self
-
-    def cancel(self):
-        self.cancelled.set()
-
-    def __iter__(self):
-        while not self.cancelled.is_set():
-            yield "word "
-            time.sleep(0.01)
-
-    def result(self):
-        from gpt2_jax.serving.stream import Cancelled
-
-        raise Cancelled("the text was cancelled")
-
-
-def test_stop_ends_a_text_where_it_is(client, models, monkeypatch):
-    endless = Endless()
-    monkeypatch.setattr(models["first"], "submit", endless.submit)
+def test_stop_ends_a_text_where_it_is(client, endless):
     job = client.submit(prompt="a", api_name="/write")
     assert endless.started.wait(10)
     time.sleep(0.2)
@@ -276,9 +272,7 @@ def test_stop_ends_a_text_where_it_is(client, models, monkeypatch):
     assert card["note"] == "stopped" and card["done"] and card["completion"].startswith("word ")
 
 
-def test_a_reader_who_leaves_is_not_written_for(address, models, monkeypatch):
-    endless = Endless()
-    monkeypatch.setattr(models["first"], "submit", endless.submit)
+def test_a_reader_who_leaves_is_not_written_for(address, endless):
     with httpx.Client(base_url=address) as reader:
         answer = reader.post("/gradio_api/call/write", json={"data": arguments(reader, prompt="a")})
         with reader.stream("GET", f"/gradio_api/call/write/{answer.json()['event_id']}") as events:
@@ -298,7 +292,7 @@ def test_a_page_with_a_password_says_nothing_without_it(models, served, monkeypa
     with served(make_app(models, password=("ada", "secret-1815"))) as address:
         for given in (None, ("ada", "1815"), ("eve", "secret-1815")):
             with httpx.Client(base_url=address, auth=given) as reader:
-                for path in ("/", "/config", "/gradio_api/info", "/v1/models"):
+                for path in ("/", "/config", "/gradio_api/info", "/theme.css"):
                     assert reader.get(path).status_code == 401
                 assert reader.post("/gradio_api/call/write", json={"data": []}).status_code == 401
         for wrong in ("Basic", "Basic x", "Basic YQ==", "Bearer", "Bearer ada", "secret-1815", "Bearer sécret"):
