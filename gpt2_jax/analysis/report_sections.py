@@ -148,13 +148,16 @@ def configuration(material: Material) -> str:
 
 
 def parameters(material: Material) -> str:
-    """The arrays of the model, layers stacked, as they are trained."""
-    model = model_of_shapes(material.lm.config, stacked=True)
-    leaves = zip(jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model))
-    rows = [(name, " x ".join(map(str, x.shape)), math.prod(x.shape)) for name, x in leaves]
-    config = material.lm.config
+    """The arrays of the model, GPT-2's layers stacked as they are trained; those that read images after them."""
+    config, own = material.lm.config, material.lm.model
+    arrays = {}
+    for model in (model_of_shapes(config, stacked=True), own):
+        known = {name.split(".")[0] for name in arrays}
+        named = zip(jax.tree.leaves(parameter_names(model)), jax.tree.leaves(model))
+        arrays |= {name: x.shape for name, x in named if name.split(".")[0] not in known}
+    rows = [(name, " x ".join(map(str, shape)), math.prod(shape)) for name, shape in arrays.items()]
     return pages.render(
-        "report_parameters.html", rows=rows, total=num_parameters(material.lm.model), stored=sum(r[2] for r in rows),
+        "report_parameters.html", rows=rows, total=num_parameters(own), stored=sum(numbers for *_, numbers in rows),
         padded=config.padded_vocab_size, vocab_size=config.vocab_size,
     )  # fmt: skip
 

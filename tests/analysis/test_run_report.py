@@ -129,6 +129,8 @@ def test_what_it_says_of_the_run(made, workdir):
     changed = re.findall(r'<td class="option">([\w.]+)</td>', found["Configuration"].split("<details>")[0])
     assert {"model.n_layer", "data.source", "training.steps"} < set(changed) and "model.vocab_size" not in changed
     assert "optimizer steps in all; a resumed run goes on to the same number." in found["Configuration"]
+    assert "h.attn.c_attn.kernel 2 x 16 x 3 x 16 1,536" in plain(found["Parameters"])
+    assert "rows of the embeddings 114 are padding" in plain(found["Parameters"])
     assert [int(step) for step in re.findall(r">step (\d+)<", found["Samples over time"])] == [0, 10, 20]
     assert found["Attention"].count("<img ") == 5 and "of which nothing was learnt" in found["Attention"]
     assert 'class="token-probabilities"' in found["Probabilities"]
