@@ -111,7 +111,7 @@ for way, options in {
 # `stream` gives the text as it comes, here up to an empty line:
 
 # %%
-for piece in lm.stream("import ", seed=3, temperature=0.8, top_p=0.95, max_new_tokens=60, stop_strings=["\n\n"]):
+for piece in lm.stream("def get", seed=1, temperature=0.7, top_p=0.9, max_new_tokens=60, stop_strings=["\n\n"]):
     print(piece, end="", flush=True)
 
 # %% [markdown]
@@ -282,7 +282,7 @@ print("after")
 measure(poet)
 
 # %% [markdown]
-# Verse that it has not seen surprises it much less than before, Python a little more. Seventy lines make no poet,
+# Verse that it has not seen surprises it much less than before, Python somewhat more. Seventy lines make no poet,
 # though: twice as many steps, and it knows them by heart and expects other verse less again. That is what the
 # validation loss is for, and `evaluation.patience`.
 #

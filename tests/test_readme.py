@@ -97,3 +97,19 @@ def test_what_a_run_survives_is_tested(readme, pytestconfig):
     for file, test in named:
         assert f"\ndef {test}(" in (pytestconfig.rootpath / "tests" / file).read_text(encoding="utf-8"), (file, test)
     assert len(named) > 30
+
+
+def test_options_of_runs_exist(readme, pytestconfig):
+    """Wherever a command names one: here, in the configs, the tutorial."""
+    files = [*(pytestconfig.rootpath / "configs").glob("*.py"), pytestconfig.rootpath / "scripts/tutorial.py"]
+    texts = [readme, *(file.read_text(encoding="utf-8") for file in files)]
+    named = {option for text in texts for option in re.findall(r"--config\.(\w+)\.(\w+)", text)}
+    config = gpt2_jax.default_config()
+    assert [option for option in named if option[1] not in config.get(option[0], {})] == [] and len(named) > 20
+
+
+def test_links_and_pictures_are_there(readme, pytestconfig):
+    headings = re.findall(r"^#+ (.*)$", readme, re.M)
+    anchors = {"#" + re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = [link for link in re.findall(r'(?:\]\(|src=")([^)"]+)', readme) if not link.startswith("http")]
+    assert [link for link in links if link not in anchors and not (pytestconfig.rootpath / link).exists()] == []

@@ -44,13 +44,13 @@ def read(scratch, base, files):
     return message
 
 
-@fuzz(25)
+@fuzz(15)
 def test_other_options(scratch, base, good, data):
     read(scratch, base, good | {CONFIG: damaged_json(data, good[CONFIG])})
     read(scratch, base, good | {CONFIG: damaged_bytes(data, good[CONFIG])})
 
 
-@fuzz(25)
+@fuzz(15)
 def test_a_damaged_header(scratch, base, good, data):
     content = good[WEIGHTS]
     length = int.from_bytes(content[:8], "little")
@@ -58,7 +58,7 @@ def test_a_damaged_header(scratch, base, good, data):
     read(scratch, base, good | {WEIGHTS: struct.pack("<Q", len(header)) + header + content[8 + length :]})
 
 
-@fuzz(25)
+@fuzz(15)
 def test_damaged_bytes(scratch, base, good, data):
     read(scratch, base, good | {WEIGHTS: damaged_bytes(data, good[WEIGHTS])})
 

@@ -22,7 +22,7 @@ def copy(workdir, tmp_path):
     return folder, sorted(path for path in (folder / "checkpoints" / "2").rglob("*") if path.is_file())
 
 
-@fuzz(40)
+@fuzz(20)
 def test_any_byte_of_any_file(workdir, small, tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "damaged"
     if not folder.exists():
@@ -61,7 +61,7 @@ def files_of(folder):
     return folder / "checkpoints" / "2"
 
 
-@fuzz(60)
+@fuzz(30)
 def test_seals(workdir, tmp_path_factory, data):
     """A manifest and Orbax's own metadata: any JSON gives a word of what is wrong, or none, in an instant."""
     folder = tmp_path_factory.getbasetemp() / "seals"

@@ -48,7 +48,7 @@ def damaged(data, content):
     return (damaged_json if data.draw(st.integers(0, 3)) else damaged_bytes)(data, content)
 
 
-@fuzz(60)
+@fuzz(30)
 def test_config_of_a_model(saved, scratch, data):
     good = (saved["flax"] / "config.json").read_bytes()
     file = scratch / "config.json"
@@ -56,7 +56,7 @@ def test_config_of_a_model(saved, scratch, data):
     accepted(lambda: load_config(scratch), file)
 
 
-@fuzz(60)
+@fuzz(30)
 def test_config_of_a_checkpoint(workdir, data):
     good = (workdir / "checkpoints" / "2" / "config" / "metadata").read_bytes()
     try:
@@ -67,7 +67,7 @@ def test_config_of_a_checkpoint(workdir, data):
     accepted(lambda: Config.from_dict(groups), "")
 
 
-@fuzz(60)
+@fuzz(30)
 def test_manifest(prepared, data):
     file = prepared[1] / "manifest.json"
     good = file.read_bytes()
@@ -153,7 +153,7 @@ def test_positions_that_no_reader_comes_to(counters, message, prepared, small_ba
         next(stream(config, (folder / "tokenizer.json").read_text(), {"position": [[counters]] * 2}))
 
 
-@fuzz(40)
+@fuzz(20)
 def test_record_of_unfinished_tokens(prepared, scratch, data):
     config, folder = prepared
     manifest = json.loads((folder / "manifest.json").read_bytes())
@@ -188,7 +188,7 @@ def test_a_damaged_shard_is_refused(prepared, data):
         shard.write_bytes(good)
 
 
-@fuzz(40)
+@fuzz(20)
 def test_position_of_a_stream(prepared, small_batches, data):
     config, folder = prepared
     source, tokenizer = open_source(config), (folder / "tokenizer.json").read_text()
@@ -208,7 +208,7 @@ def test_position_of_a_stream(prepared, small_batches, data):
     accepted(read, "")
 
 
-@fuzz(40)
+@fuzz(20)
 def test_metrics_are_read_back(scratch, data):
     lines = [b'{"step": %d, "train_loss": 1.5, "val_loss": 2.5}\n' % step for step in range(4)]
     file = scratch / "metrics.jsonl"
@@ -223,7 +223,7 @@ def test_metrics_are_read_back(scratch, data):
         perplexity_curve(file, scratch / "curve.svg")
 
 
-@fuzz(60)
+@fuzz(30)
 def test_any_json(scratch, data):
     """Whatever Python's own parser says: an object that can be written as JSON again, or one line of an error."""
     file = scratch / "any.json"

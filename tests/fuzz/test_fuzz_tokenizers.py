@@ -35,7 +35,7 @@ def read(path):
         used(load(path))
 
 
-@fuzz(60)
+@fuzz(30)
 def test_tokenizer_json(tokenizer, tmp_path_factory, data, quiet):
     file = tmp_path_factory.getbasetemp() / "tokenizer.json"
     good = json.loads(tokenizer.to_json())
@@ -50,7 +50,7 @@ def test_tokenizer_json(tokenizer, tmp_path_factory, data, quiet):
     read(file)
 
 
-@fuzz(40)
+@fuzz(20)
 def test_vocab_and_merges(saved, tmp_path_factory, data, quiet):
     folder = tmp_path_factory.getbasetemp() / "vocab"
     folder.mkdir(exist_ok=True)

@@ -38,7 +38,7 @@ def good(saved):
     return {format: (folder / weights.FILES[format]).read_bytes() for format, folder in saved.items()}
 
 
-@fuzz(25)
+@fuzz(15)
 def test_safetensors_with_a_damaged_header(small, good, scratch, data):
     content = good["safetensors"]
     length = int.from_bytes(content[:8], "little")
@@ -50,14 +50,14 @@ def test_safetensors_with_a_damaged_header(small, good, scratch, data):
 
 
 @pytest.mark.parametrize("format", weights.FILES)
-@fuzz(25)
+@fuzz(15)
 def test_damaged_bytes(format, small, good, scratch, data):
     file = scratch / f"x{weights.FILES[format][-12:]}"
     file.write_bytes(damaged_bytes(data, good[format]))
     read(file, small)
 
 
-@fuzz(25)
+@fuzz(15)
 def test_msgpack_with_other_values(small, good, scratch, data):
     """Values that are no arrays, arrays that are others, folders in folders."""
     tree = msgpack.unpackb(good["flax"])
@@ -80,7 +80,7 @@ def test_msgpack_with_other_values(small, good, scratch, data):
     read(file, small)
 
 
-@fuzz(25)
+@fuzz(15)
 def test_damaged_index(small, good, scratch, data):
     folder = scratch / "index"
     folder.mkdir(exist_ok=True)
