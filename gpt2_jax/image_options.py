@@ -26,6 +26,8 @@ class ImageConfig:
       image_key: the column or field of images; "" is the source's own, "image" or "file_name".
       caption_key: that of captions, each a text or a list of texts; several with commas between them. "" is the
         source's own, "caption" or "text".
+      name_key: of a dataset of the hub the column that says which image a row has, where an image has several rows, so
+        that none is on both sides of what is held out; "" is the source's own, or each row is an image of its own.
       share: of the rows of each batch that are images with captions, in (0, 1]; the others are windows of the text that
         the group `data` says. Of 1 that group is of no use but for its tokenizer.
       validation_fraction: the share of the images that is held out, by the hash of their names; in (0, 1).
@@ -54,6 +56,7 @@ class ImageConfig:
     revision: str = ""
     image_key: str = ""
     caption_key: str = ""
+    name_key: str = ""
     share: float = 1.0
     validation_fraction: float = 0.1
     shift: int = 0

@@ -160,7 +160,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_writing_follows_its_own_image(lm, images, way):
-    options = WAYS[way] | {"max_new_tokens": 6}
+    options = WAYS[way] | {"max_new_tokens": 6, "suppress_tokens": [lm.tokenizer.end_of_text]}
     found, turned = lm.caption(images, **options), lm.caption(images[::-1], **options)
     assert [caption.text for caption in found] == [caption.text for caption in turned[::-1]]
     assert all((caption.tokens < lm.config.vocab_size).all() for caption in found)
@@ -168,9 +168,9 @@ def test_every_way_of_writing_follows_its_own_image(lm, images, way):
 
 
 def test_samples_streams_stops_and_logprobs(lm, images):
-    several = lm.caption(images[0], num_return_sequences=3, max_new_tokens=6, **WAYS["sampling"] | {"temperature": 1.5})
-    assert len(several) == 3 and len({caption.text for caption in several}) > 1
     greedy = {"temperature": 0, "max_new_tokens": 6, "suppress_tokens": [lm.tokenizer.end_of_text]}
+    several = lm.caption(images[0], num_return_sequences=3, **greedy | {"temperature": 1.5})
+    assert len(several) == 3 and len({caption.text for caption in several}) > 1
     texts = [caption.text for caption in lm.caption(images, **greedy)]
     assert "".join(lm.stream_caption(images[1], **greedy)) == texts[1]
     noted = lm.caption(images, logprobs=2, stop_strings=[texts[1][3]], **greedy)
@@ -223,8 +223,3 @@ def test_other_images_compile_nothing(lm, images):
 def test_what_is_refused(lm, images, call, message):
     with pytest.raises(InputError, match=message):
         call(lm, images)
-
-
-def test_its_gpt2_is_saved_alone(lm, tmp_path):
-    opened = gpt2_jax.load(gpt2_jax.save(lm.text_model(), tmp_path / "text"))
-    np.testing.assert_array_equal(of_text(opened.model), of_text(lm.model))

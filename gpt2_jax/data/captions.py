@@ -26,17 +26,18 @@ PIXELS = 16  # the largest value of a digit's pixels
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A dataset of the hub by its name here: its id, and the columns of captions, as its card says."""
+    """A dataset of the hub by its name here: its id, and the columns of captions and of names, as its card says."""
 
     hub: str
     captions: str
+    name: str = ""
 
 
 REGISTRY: dict[str, Entry | None] = {
     "digits": None,
     "folder": None,
     "flickr8k": Entry("jxie/flickr8k", "caption_0, caption_1, caption_2, caption_3, caption_4"),
-    "coco": Entry("jxie/coco_captions", "caption"),
+    "coco": Entry("jxie/coco_captions", "caption", "cocoid"),
 }
 
 
@@ -107,7 +108,8 @@ def open_captions(options: ImageConfig) -> Captioned:
                 f"{suggest(options.source, list(REGISTRY))}"
             )
         entry = Entry(options.source, "")
-    return _hub(dataclasses.replace(options, caption_key=options.caption_key or entry.captions), entry.hub)
+    keys = {"caption_key": options.caption_key or entry.captions, "name_key": options.name_key or entry.name}
+    return _hub(dataclasses.replace(options, **keys), entry.hub)
 
 
 def _digits(options: ImageConfig) -> Captioned:
@@ -238,8 +240,13 @@ def _hub(options: ImageConfig, hub: str) -> Captioned:
     for name, feature in opened.features.items():
         if isinstance(feature, datasets.Image):
             opened = opened.cast_column(name, datasets.Image(decode=False))  # bytes, decoded here within bounds
+    if options.name_key and options.name_key not in opened.column_names:
+        raise InputError(
+            f"{path} has no {options.name_key!r}, only {some(opened.column_names)}; set --config.image.name_key"
+        )
     texts = opened.select_columns(caption_keys)
-    names = [f"{hub}/{options.split}/{i}" for i in range(len(opened))]
+    numbers = opened.select_columns([options.name_key]) if options.name_key else range(len(opened))
+    names = [f"{hub}/{options.split}/{i if isinstance(i, int) else i[options.name_key]}" for i in numbers]
     captions = [tuple(_captions(record, caption_keys, where)) for where, record in zip(names, texts)]
 
     def image(number: int) -> Image:

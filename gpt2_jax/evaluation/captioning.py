@@ -12,7 +12,7 @@ from gpt2_jax.evaluation.outcome import Figure, Outcome, Settings, share
 from gpt2_jax.image_language_model import ImageLanguageModel
 from gpt2_jax.language_model import LanguageModel
 
-ANYWHERE = {"subset": "", "revision": "", "image_key": "", "caption_key": ""}
+ANYWHERE = {"subset": "", "revision": "", "image_key": "", "caption_key": "", "name_key": ""}
 
 
 @dataclasses.dataclass(frozen=True)

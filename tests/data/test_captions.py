@@ -87,10 +87,11 @@ def test_a_copy_of_a_hub_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     images = [{"bytes": png(painted(10 * i)), "path": f"{i}.png"} for i in range(20)]
     table = {"photo": images, "one": [f"shade {i}" for i in range(20)], "more": [["same", "again"]] * 20}
+    table["which"] = [i // 2 for i in range(20)]
     table["vector"] = [[float(i), 0.5] for i in range(20)]
     features = datasets.Features(
         {"photo": datasets.Image(), "one": datasets.Value("string"), "more": datasets.List(datasets.Value("string")),
-         "vector": datasets.List(datasets.Value("float32"))}
+         "which": datasets.Value("int64"), "vector": datasets.List(datasets.Value("float32"))}
     )  # fmt: skip
     (tmp_path / "copy" / "data").mkdir(parents=True)
     metadata = {"huggingface": json.dumps({"info": {"features": features.to_dict()}})}
@@ -103,6 +104,12 @@ def test_a_copy_of_a_hub_dataset(tmp_path, monkeypatch):
     assert opened.pixels(4)[0, 0].tolist() == [40, 0, 215]
     features = open_captions(dataclasses.replace(options, image_key="vector", features=2))
     assert features.pixels(4).tolist() == [4.0, 0.5]
+    named = open_captions(dataclasses.replace(options, name_key="which", validation_fraction=0.4))
+    assert named.names[:3] == ["owner/name/train/0", "owner/name/train/0", "owner/name/train/1"]
+    train, held_out = named.split()
+    assert not {named.names[i] for i in train} & {named.names[i] for i in held_out}
+    with pytest.raises(InputError, match=r"has no 'where', only .*; set --config\.image\.name_key"):
+        open_captions(dataclasses.replace(options, name_key="where"))
     with pytest.raises(InputError, match=r"has no 'image or file_name', only .*; set --config\.image\.image_key"):
         open_captions(dataclasses.replace(options, image_key=""))
     with pytest.raises(InputError, match=r"copy, split 'nowhere', cannot be opened \(.*; check the id, subset and"):
