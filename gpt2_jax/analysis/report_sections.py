@@ -1,12 +1,10 @@
 """The sections of a run's report: what is known of the run in, HTML out."""
 
-import dataclasses
 import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,7 +16,7 @@ from gpt2_jax.analysis import attention_plots, coloured_text, diversity_plots, p
 from gpt2_jax.analysis.attention_maps import attention_of, head_statistics
 from gpt2_jax.analysis.curves import curves
 from gpt2_jax.analysis.probabilities import token_probabilities
-from gpt2_jax.analysis.run_folder import RunFolder
+from gpt2_jax.analysis.run_folder import READ, Material
 from gpt2_jax.analysis.side_by_side import grid, printable, side_by_side
 from gpt2_jax.config import Config, meanings
 from gpt2_jax.errors import InputError
@@ -30,79 +28,8 @@ from gpt2_jax.model import model_of_shapes, num_parameters, parameter_names
 
 SAMPLES = 12  # texts over time at most
 ATTENDED = 48  # tokens of the text whose attention is drawn
-READ = 200  # tokens of the text whose probabilities are shown
-PROMPTS, PROMPT_TOKENS = 4, 12  # of a sweep
 SWEEP = {"temperature": (0.3, 0.7, 1.0, 1.3), "top_k": (10, 40), "top_p": (0.8, 0.95), "repetition_penalty": (1.2,)}
 NEW_TOKENS = 50
-
-
-@dataclasses.dataclass(frozen=True)
-class Material:
-    """What the sections are made of.
-
-    Attributes:
-      run: the folder.
-      model: the language model, or why it cannot be opened.
-      step: of the checkpoint; None where the model cannot be opened.
-      own_text: to look at; "" takes one that the run never learnt from.
-      own_prompts: to continue; none takes beginnings of such texts.
-      sweep: the folder of a sweep; None makes a small one.
-      evaluations: reports of scripts/evaluate.py, files or folders.
-      seconds: that the small sweep may take.
-      tokens: of the validation text, that are evaluated.
-    """
-
-    run: RunFolder
-    model: LanguageModel | InputError
-    step: int | None
-    own_text: str
-    own_prompts: Sequence[str]
-    sweep: Path | None
-    evaluations: Sequence[Path]
-    seconds: float
-    tokens: int
-    tell: Callable[[str], None]
-
-    @property
-    def lm(self) -> LanguageModel:
-        """The model; raises what kept it from being opened."""
-        if isinstance(self.model, InputError):
-            raise self.model
-        return self.model
-
-    @cached_property
-    def held_out(self) -> list[str]:
-        """Texts that the run validates on."""
-        return self.run.held_out(self.lm.tokenizer, max(self.tokens, READ))
-
-    @cached_property
-    def text(self) -> tuple[str, str]:
-        """A text to look at, and where it is from."""
-        if self.own_text:
-            return self.own_text, "The text that was given."
-        try:
-            return max(self.held_out, key=len), "A text of the validation split, of which nothing was learnt."
-        except (InputError, ValueError):
-            if not self.run.samples:
-                raise InputError("the run has no validation text and no sample; give one with --text") from None
-            return list(self.run.samples.values())[-1], "The run's last sample: it has no validation text at hand."
-
-    @cached_property
-    def prompts(self) -> list[str]:
-        """What completions begin with: the run's own prompt, and beginnings of held-out texts."""
-        if self.own_prompts:
-            return list(self.own_prompts)
-        own = self.run.config.get("training", {}).get("sample_prompt") or ""
-        try:
-            beginnings = [self.beginning(text, PROMPT_TOKENS) for text in self.held_out]
-        except InputError:
-            beginnings = []
-        return list(dict.fromkeys([own, *beginnings]))[:PROMPTS]
-
-    def beginning(self, text: str, tokens: int) -> str:
-        """The first so many tokens of a text, and at most half a context."""
-        ids = self.lm.tokenizer.encode(text)
-        return self.lm.tokenizer.decode(ids[: max(1, min(tokens, self.lm.config.n_positions // 2))])
 
 
 def overview(material: Material) -> str:
@@ -266,7 +193,7 @@ def _measured(material: Material) -> dict[str, str]:
     return {
         "Perplexity per token": f"{per_token:,.2f} ± {error:,.2f}",
         "Bits per byte": f"{bits:.4f} ± {bits_error:.4f}",
-        "Text": f"{found.documents:,} documents, {found.tokens:,} tokens, {found.bytes:,} bytes",
+        "Text": f"documents: {found.documents:,}, tokens: {found.tokens:,}, bytes: {found.bytes:,}",
     }
 
 

@@ -1,6 +1,7 @@
 """What a training run left in its folder, read for people: config, samples, texts that it never learnt from."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ from gpt2_jax import json_files
 from gpt2_jax.analysis.curves import Points, read
 from gpt2_jax.config import default_config
 from gpt2_jax.errors import InputError
+from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.tokenizer import Tokenizer
+
+READ = 200  # tokens of the text whose probabilities are shown
+PROMPTS, PROMPT_TOKENS = 4, 12  # of a sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,3 +103,72 @@ class RunFolder:
             texts = [tokenizer.decode([i for i in part.tolist() if i != tokenizer.end_of_text]) for part in parts]
             documents += [text for text in texts if text]
         return documents
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What the sections are made of.
+
+    Attributes:
+      run: the folder.
+      model: the language model, or why it cannot be opened.
+      step: of the checkpoint; None where the model cannot be opened.
+      own_text: to look at; "" takes one that the run never learnt from.
+      own_prompts: to continue; none takes beginnings of such texts.
+      sweep: the folder of a sweep; None makes a small one.
+      evaluations: reports of scripts/evaluate.py, files or folders.
+      seconds: that the small sweep may take.
+      tokens: of the validation text, that are evaluated.
+    """
+
+    run: RunFolder
+    model: LanguageModel | InputError
+    step: int | None
+    own_text: str
+    own_prompts: Sequence[str]
+    sweep: Path | None
+    evaluations: Sequence[Path]
+    seconds: float
+    tokens: int
+    tell: Callable[[str], None]
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The model; raises what kept it from being opened."""
+        if isinstance(self.model, InputError):
+            raise self.model
+        return self.model
+
+    @cached_property
+    def held_out(self) -> list[str]:
+        """Texts that the run validates on."""
+        return self.run.held_out(self.lm.tokenizer, max(self.tokens, READ))
+
+    @cached_property
+    def text(self) -> tuple[str, str]:
+        """A text to look at, and where it is from."""
+        if self.own_text:
+            return self.own_text, "The text that was given."
+        try:
+            return max(self.held_out, key=len), "A text of the validation split, of which nothing was learnt."
+        except (InputError, ValueError):
+            if not self.run.samples:
+                raise InputError("the run has no validation text and no sample; give one with --text") from None
+            return list(self.run.samples.values())[-1], "The run's last sample: it has no validation text at hand."
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """What completions begin with: the run's own prompt, and beginnings of held-out texts."""
+        if self.own_prompts:
+            return list(self.own_prompts)
+        own = self.run.config.get("training", {}).get("sample_prompt") or ""
+        try:
+            beginnings = [self.beginning(text, PROMPT_TOKENS) for text in self.held_out]
+        except InputError:
+            beginnings = []
+        return list(dict.fromkeys([own, *beginnings]))[:PROMPTS]
+
+    def beginning(self, text: str, tokens: int) -> str:
+        """The first so many tokens of a text, and at most half a context."""
+        ids = self.lm.tokenizer.encode(text)
+        return self.lm.tokenizer.decode(ids[: max(1, min(tokens, self.lm.config.n_positions // 2))])
