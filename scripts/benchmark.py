@@ -7,8 +7,10 @@ train_fp32_b{4x256,1x1024}: an optimizer step of AdamW with clipping, without dr
 first_step_{12,24,36,48}_layers: seconds to trace and compile a training step of such a depth, of width 256.
 gen_b{1,8}_{greedy,sample}: 128 new tokens after 32; sample is top-k 50, then top-p 0.95.
 prefill_b1x1024: the last of 1024 tokens after the others. decode_b1_context{128,512,1024}: the last 64 tokens of such a
-context, streamed. first_token_warm, first_token_cold: seconds to the first token of a stream, and of a new process that
-loads the model from a file and finds the compiled programs in the cache.
+context, streamed. serving_b{1,8,16}: so many requests at once to a Batcher, for the texts of gen_b{1,8,16}_greedy.
+serving_first_token: seconds to the first token of one more while 8 are written. first_token_warm, first_token_cold:
+seconds to the first token of a stream, and of a new process that loads the model from a file and finds the compiled
+programs in the cache.
 """
 
 import functools
@@ -30,6 +32,7 @@ from absl import app, flags
 import gpt2_jax
 from gpt2_jax import GPT2, GPT2Config, LanguageModel, compilation_cache
 from gpt2_jax.config import Config, MeshConfig
+from gpt2_jax.serving.batcher import Batcher
 from gpt2_jax.sharding import make_mesh
 from gpt2_jax.tokenizer import train_characters
 from gpt2_jax.training.memory import keep_freed_memory
@@ -109,6 +112,11 @@ def random_model() -> LanguageModel:
     return LanguageModel(model, train_characters([characters]))
 
 
+@functools.cache
+def batcher() -> Batcher:
+    return Batcher(random_model())
+
+
 def program_of(model: GPT2Config, batch_size: int, length: int) -> tuple[Program, Batch]:
     """(what a run on one device would jit, a batch of random tokens)."""
     keep_freed_memory()
@@ -160,6 +168,23 @@ def main(argv: list[str]) -> None:
         prompts = list(ids[: batch * prompt].reshape(batch, prompt))
         return timed(lambda: lm.generate(prompts, max_new_tokens=new, **NEVER_END, **options))
 
+    def serve(requests: int) -> float:
+        submit = functools.partial(batcher().submit, max_new_tokens=NEW, **NEVER_END, **GREEDY)
+        prompts = list(ids[: requests * PROMPT].reshape(requests, PROMPT))
+        return timed(lambda: [stream.result() for stream in list(map(submit, prompts))])
+
+    def first_token_beside_others() -> float:
+        """Seconds, while 8 other texts are written."""
+        submit = functools.partial(batcher().submit, max_new_tokens=NEW, **NEVER_END, **GREEDY)
+        others = [submit(prompt) for prompt in ids[: 8 * PROMPT].reshape(8, PROMPT)]
+        for other in others:
+            next(iter(other))
+        one_more = submit(ids[:PROMPT])
+        seconds = timed(lambda: next(iter(one_more)))
+        for text in [*others, one_more]:
+            text.cancel()
+        return seconds
+
     def stream(prompt: int, new: int) -> list[float]:
         """Seconds from the call to each token."""
         lm = random_model()
@@ -189,6 +214,10 @@ def main(argv: list[str]) -> None:
     for batch, (mode, options) in itertools.product((1, 8), (("greedy", GREEDY), ("sample", SAMPLE))):
         run = functools.partial(generate, batch, PROMPT, NEW, **options)
         workloads[f"gen_b{batch}_{mode}"] = batch * NEW, run
+    workloads["gen_b16_greedy"] = 16 * NEW, functools.partial(generate, 16, PROMPT, NEW, **GREEDY)
+    for requests in (1, 8, 16):
+        workloads[f"serving_b{requests}"] = requests * NEW, functools.partial(serve, requests)
+    workloads["serving_first_token"] = None, first_token_beside_others
     workloads["prefill_b1x1024"] = 1023, lambda: generate(1, 1023, 1, **GREEDY)
     for context in (128, 512, 1024):
         workloads[f"decode_b1_context{context}"] = STREAMED - 1, functools.partial(last_tokens, context)
