@@ -23,6 +23,8 @@ def what_runs_code(tree):
             if isinstance(node.func, ast.Name) and node.func.id in CALLS:
                 yield node.func.id
             for keyword in node.keywords:
+                if isinstance(keyword.value, ast.Constant) and keyword.value.value is False:
+                    continue  # says no
                 if keyword.arg in ("allow_pickle", "trust_remote_code") or (keyword.arg == "shell" and node.keywords):
                     yield keyword.arg
 
@@ -38,6 +40,7 @@ def test_the_source_opens_no_pickle_and_runs_no_text(pytestconfig):
 
 def test_such_a_source_would_be_found():
     lines = ["import pickle", "from torch import load", "eval(x)", "np.load(f, allow_pickle=True)", "import yaml"]
+    assert list(what_runs_code(ast.parse("np.load(f, allow_pickle=False)"))) == []
     assert [list(what_runs_code(ast.parse(line))) for line in lines] == [
         ["pickle"], ["torch"], ["eval"], ["allow_pickle"], ["yaml"],
     ]  # fmt: skip
