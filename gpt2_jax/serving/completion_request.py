@@ -49,12 +49,14 @@ class CompletionRequest:
       model: its name, not looked up yet.
       prompts: texts or token ids.
       options: of `generate`, without max_new_tokens where the client gives none.
+      copies: times that the text of each prompt is given, 1 but for the n equal ones of temperature 0.
       stream, include_usage, echo: as in the API.
     """
 
     model: str
     prompts: list[str | list[int]]
     options: dict[str, Any]
+    copies: int = 1
     stream: bool = False
     include_usage: bool = False
     echo: bool = False
@@ -62,7 +64,7 @@ class CompletionRequest:
     @property
     def texts(self) -> int:
         """How many texts a prompt."""
-        return self.options.get("num_return_sequences", 1)
+        return self.copies * self.options.get("num_return_sequences", 1)
 
     def options_for(self, lm: LanguageModel, prompt: str | list[int]) -> tuple[list[int], dict[str, Any]]:
         """The prompt as ids and what to generate with; by default 16 tokens, or what the context leaves."""
@@ -101,10 +103,16 @@ def read(body: bytes) -> CompletionRequest:
     options.setdefault("seed", secrets.randbelow(2**31))
     if options.get("best_of") == 1 == options.get("num_return_sequences", 1):  # the API's default
         del options["best_of"]
+    copies = 1
+    if options.get("temperature") == 0 and not options.keys() & {"num_beams", "best_of"}:
+        # The API lets greedy requests say what they would draw among, and how many; `generate` refuses it.
+        options.pop("top_p", None)
+        copies = options.pop("num_return_sequences", 1)
     request = CompletionRequest(
         model=_required(given, "model"),
         prompts=_prompts(given.get("prompt", "")),
         options=options,
+        copies=copies,
         stream=given.get("stream", False),
         include_usage=given.get("stream_options", {}).get("include_usage", False),
         echo=given.get("echo", False),

@@ -160,19 +160,21 @@ async def _complete(http: fastapi.Request, models: Models) -> Any:
 def _submit(batcher: Batcher, request: CompletionRequest) -> list[Choice]:
     """The texts of all prompts, or of none where there is no room for all."""
     choices: list[Choice] = []
+    streams: list[Stream] = []
     try:
         for prompt in request.prompts:
             ids, options = request.options_for(batcher.lm, prompt)
-            streams = completion_request.with_param(None, batcher.submit_all, ids, **options)
+            for _ in range(request.copies):
+                streams += completion_request.with_param(None, batcher.submit_all, ids, **options)
             scores: Sequence[Any] = ()
             if request.echo and (n := options.get("logprobs")) is not None:
-                written = streams[0].request.prompts[0]
+                written = streams[-1].request.prompts[0]
                 scores = batcher.call(lambda ids=written, n=n: prompt_scores(batcher.lm.model, ids, n)).result()
-            for stream in streams:
+            for stream in streams[len(choices) :]:
                 choice = Choice(len(choices), stream, batcher.lm.tokenizer, echo=request.echo, prompt_scores=scores)
                 choices.append(choice)
     except Exception:
-        _cancel(choice.stream for choice in choices)
+        _cancel(streams)
         raise
     return choices
 

@@ -92,6 +92,14 @@ def test_several_prompts_and_texts(lm, client):
     assert complete(client, ids[0], max_tokens=3, seed=5).usage.prompt_tokens == len(ids[0])
 
 
+def test_greedy_requests_may_say_what_they_would_draw_among(lm, client):
+    wanted = lm.generate("the ", max_new_tokens=20, temperature=0).completion
+    answer = complete(client, ["the ", "the "], max_tokens=20, temperature=0, top_p=0.5, n=2)
+    assert [choice.text for choice in answer.choices] == [wanted] * 4
+    with pytest.raises(openai.BadRequestError, match="top_k is 3, which has no effect without a temperature above 0"):
+        complete(client, temperature=0, extra_body={"top_k": 3})
+
+
 def test_streams_join_to_the_whole(client):
     options = {"max_tokens": 30, "seed": 2, "n": 2, "logprobs": 2, "logit_bias": NEVER_END, "stop": ["zz", "qx"]}
     whole = complete(client, **options)
