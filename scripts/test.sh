@@ -10,7 +10,7 @@ environment .venv-aot tests/topology/requirements.lock .venv/bin/python
 .venv/bin/ruff format --check .
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-if ! .venv/bin/python -m pytest -n 2 --dist loadfile "$@" 2>&1 | tee "$log"; then
+if ! .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" 2>&1 | tee "$log"; then
     # XLA's compiler for CPUs (JAX 0.10.2) crashes now and then in a process that has compiled thousands of programs. A
     # test that takes its process down is run once more, in a new one, if no test failed in another way.
     crashed=$(grep -c "^worker '.*' crashed while running" "$log" || true)

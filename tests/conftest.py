@@ -33,6 +33,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sizes", action="store_true", help="compare the four published sizes with FlaxGPT2, too")
 
 
+# Minutes of one worker each: the last of them is not to begin when the other worker has nothing left.
+LONG = ("test_kills.py", "test_long_runs.py", "test_launch.py", "test_tutorial.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 MAPPINGS = 20_000  # of memory, of the 65,530 that Linux allows a process
 
 

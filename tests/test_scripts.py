@@ -25,8 +25,8 @@ def command(tmp_path, pytestconfig):
 
     def build(*changes):
         fixed = [
-            "data.paths=" + str(corpus), "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "training.steps=600",
-            "training.log_every=1", "training.batch_size=8", "evaluation.batch_size=8", "checkpoint.every=150",
+            "data.paths=" + str(corpus), "model.n_layer=1", "model.n_embd=16", "model.n_head=2", "training.steps=240",
+            "training.log_every=1", "training.batch_size=8", "evaluation.batch_size=8", "checkpoint.every=60",
             "optimizer.warmup_steps=10", "training.sample_tokens=0",
         ]  # fmt: skip
         return [
@@ -95,14 +95,14 @@ def test_ctrl_c_and_a_kill_cost_no_loss_that_is_not_repeated(command, tmp_path):
 
     workdir = tmp_path / "run"
     process = start(command())
-    wait_for_step(process, workdir, 100)
+    wait_for_step(process, workdir, 40)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "to go on, run the same command again" in output
 
     process = start(command())
-    wait_for_step(process, workdir, 350)
+    wait_for_step(process, workdir, 140)
     process.kill()
     process.communicate()
 
