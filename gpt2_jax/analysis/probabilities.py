@@ -9,6 +9,7 @@ Axes as in model.py; k alternatives, K positions at a time.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,10 +93,7 @@ def token_probabilities(lm: LanguageModel, text: Text, top_k: int = 10) -> Token
     sequence = np.array([end, *tokens], np.int32)
     parts = []
     for begin, start, stop in windows(len(sequence), context, max(1, context // 2)):
-        window = sequence[begin:stop]
-        padded = np.zeros(bucket(len(window) - 1, context) + 1, np.int32)
-        padded[: len(window)] = window
-        parts.append([np.asarray(x)[start - 1 : len(window) - 1] for x in _probabilities(lm.model, padded, top_k)])
+        parts.append([x[start - 1 :] for x in given_those_before(lm.model, sequence[begin:stop], top_k)])
     logprobs, rank, entropy, top_tokens, top_logprobs = map(np.concatenate, zip(*parts))
     return TokenProbabilities(
         tokens=tokens,
@@ -108,6 +106,16 @@ def token_probabilities(lm: LanguageModel, text: Text, top_k: int = 10) -> Token
         top_labels=[labels(lm.tokenizer, row) for row in top_tokens],
         top_logprobs=top_logprobs,
     )
+
+
+def given_those_before(model: GPT2, ids: Sequence[int] | np.ndarray, top_k: int) -> tuple[np.ndarray, ...]:
+    """Of each token but the first: log-probability, rank, entropy in nats [T - 1], `top_k` alternatives and theirs.
+
+    `ids` are int [T], at most one more than a context; those of another bucket of lengths compile anew.
+    """
+    padded = np.zeros(bucket(len(ids) - 1, model.config.n_positions) + 1, np.int32)
+    padded[: len(ids)] = ids
+    return tuple(np.asarray(x)[: len(ids) - 1] for x in _probabilities(model, padded, top_k))
 
 
 @functools.partial(jax.jit, static_argnames="top_k")

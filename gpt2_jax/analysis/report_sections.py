@@ -211,7 +211,7 @@ def _evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 def _of_sweep(results: Sequence[sweep.Result], note: str) -> str:
-    rows = {result.name + (" (slides)" if result.slid else ""): result.metrics for result in results}
+    rows = {result.title: result.metrics for result in results}
     names = quality.columns(list(rows.values()))
     shown = lambda row, name: "" if row.get(name) is None else format(row[name], quality.FORMATS[name])
     table = [(title, [shown(row, name) for name in names]) for title, row in rows.items()]

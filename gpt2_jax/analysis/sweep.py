@@ -90,6 +90,11 @@ class Result:
     metrics: quality.Metrics
     samples: list[dict[str, Any]]
 
+    @property
+    def title(self) -> str:
+        """The name, and that it slid, in a table."""
+        return self.name + " (slides)" * self.slid
+
 
 def run(
     lm: LanguageModel,
@@ -132,7 +137,7 @@ def run(
             done = ", ".join(f"{key} {metrics[key]:.3g}" for key in ("perplexity", "distinct_2") if metrics[key])
         results.append(result)
         tell(f"{number}/{len(settings)} {name}{' (slides)' if slid else ''}: {done}")
-    rows = {result.name + (" (slides)" if result.slid else ""): result.metrics for result in results}
+    rows = {result.title: result.metrics for result in results}
     _write(folder / "table.md", quality.markdown(rows))
     _write(folder / "table.csv", quality.comma_separated([r.setting | {"slid": r.slid} | r.metrics for r in results]))
     _write(folder / "results.json", json.dumps([dataclasses.asdict(r) for r in results], ensure_ascii=False, indent=1))

@@ -3,7 +3,6 @@
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from gpt2_jax.analysis.probabilities import token_probabilities
 from gpt2_jax.analysis.token_labels import spaced
@@ -54,7 +53,7 @@ def probabilities(shared: Shared, model: Any, given: Any) -> dict[str, Any]:
     given = text("text", given, LONGEST_TEXT)
     check(bool(given), "text", given, "a text with some letters")
     found = token_probabilities(lm, given, min(ALTERNATIVES, lm.config.vocab_size))
-    top = np.exp(found.top_logprobs).tolist()
+    top = found.top_probabilities.tolist()
     return {
         "perplexity": round(found.perplexity, 2),
         "tokens": [

@@ -1,7 +1,6 @@
 """The page as its reader sees it: in Chromium, by mouse and by keyboard."""
 
 import html.parser
-import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ HOSTILE = [
     "{{␣7*7␣}}",
     "z",
 ]
-OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +94,6 @@ def test_a_token_tells_its_numbers_and_its_alternatives(of):
     assert styles[0] == ("rank0", "--share:0%") and styles[-1] == ("rank3", "--share:100%")
     assert [name[-1] for name, _ in styles] == list("00011223")
     assert percent(0.5) == "50.00 %" and percent(0.0001) == "0.01 %" and percent(1.234e-7) == "1.2e-07"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium, which .ci/run installs")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=OPTIONS)
 
 
 @pytest.fixture

@@ -23,11 +23,6 @@ from gpt2_jax.training.step import init_state
 
 TEXT = "the quick brown <b>fox</b> jumps over the lazy dog & sleeps\n"
 SAMPLES = {0: "qqqq", 20: "the <script>alert(1)</script>\x1b", 10: "the dog"}
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -235,17 +230,6 @@ def test_the_script_writes_into_the_workdir_and_says_what_is_wrong(workdir, tmp_
     result = subprocess.run([*command, f"--workdir={left}", "--output=a.pdf"], capture_output=True, text=True)
     wrong = "error: output is 'a.pdf'; it must be a file with the suffix .html, which decides the format"
     assert (result.returncode, result.stderr.strip()) == (2, wrong)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])

@@ -1,7 +1,6 @@
 """A page over tiny models, served in a thread, and a browser to look at it."""
 
 import contextlib
-import shutil
 import threading
 import time
 
@@ -19,17 +18,6 @@ from gpt2_jax.serving.stream import Cancelled
 from gpt2_jax.tokenizer import control_code, train_bpe, train_characters
 
 TEXT = "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(i)\nOnce upon a time there lived a fox.\n"
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 def speaking(seed: int) -> LanguageModel:
@@ -90,17 +78,6 @@ def served():
 def address(models):
     with _served(make_app(models)) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class Endless:
