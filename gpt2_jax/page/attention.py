@@ -11,7 +11,7 @@ from gpt2_jax.analysis.pages import embedded
 from gpt2_jax.errors import check
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.page.controls import number, text
-from gpt2_jax.page.parts import Part, Shared
+from gpt2_jax.page.parts import HIDDEN, Part, Shared
 from gpt2_jax.page.running import told
 
 LONGEST_TEXT = 8_000  # characters
@@ -45,7 +45,7 @@ class AttentionTab(Part):
             slider.maximum, slider.interactive = update["maximum"], update["interactive"]
         view.change(
             lambda chosen: [gr.update(visible=chosen != KINDS), gr.update(visible=chosen == HEAD)], view, [layer, head],
-            queue=False, show_progress="hidden", api_visibility="private",
+            **HIDDEN,
         )  # fmt: skip
         gr.on(
             [button.click, self.text.submit, view.change, layer.change, head.change], self.look,

@@ -7,7 +7,7 @@ import gradio as gr
 from gpt2_jax.page.attention import AttentionTab
 from gpt2_jax.page.caption import CaptionTab, able
 from gpt2_jax.page.compare import CompareTab
-from gpt2_jax.page.parts import Shared
+from gpt2_jax.page.parts import HIDDEN, Shared
 from gpt2_jax.page.probabilities import ProbabilitiesTab
 from gpt2_jax.page.write import WriteTab
 from gpt2_jax.serving.batcher import Batcher
@@ -54,7 +54,7 @@ def _follow_model(shared: Shared, model: gr.Dropdown, facts: gr.Markdown, parts:
         return [shared.facts(name), *(update for part in parts for update in part.updates(shared.lm(name)))]
 
     changed = [facts, *(component for part in parts for component in part.of_model)]
-    model.change(change, model, changed, queue=False, show_progress="hidden", api_visibility="private")
+    model.change(change, model, changed, **HIDDEN)
 
 
 def _look_at_texts(model: gr.Dropdown, tabs: gr.Tabs, write: WriteTab, probabilities: ProbabilitiesTab) -> None:
@@ -63,9 +63,8 @@ def _look_at_texts(model: gr.Dropdown, tabs: gr.Tabs, write: WriteTab, probabili
     def text(event: gr.EventData) -> str:
         return event.text
 
-    hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-    looking = write.results.look(text, None, probabilities.text, **hidden)
-    looking = looking.then(lambda: gr.update(selected="probabilities"), None, tabs, **hidden)
+    looking = write.results.look(text, None, probabilities.text, **HIDDEN)
+    looking = looking.then(lambda: gr.update(selected="probabilities"), None, tabs, **HIDDEN)
     looking.then(
         probabilities.look, inputs_kwargs={"model": model, "text": probabilities.text}, outputs=probabilities.tokens,
         preprocess=False, concurrency_id="look", api_visibility="private",

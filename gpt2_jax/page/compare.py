@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from gpt2_jax.page import settings
-from gpt2_jax.page.parts import Part, Shared
+from gpt2_jax.page.parts import HIDDEN, Part, Shared
 from gpt2_jax.page.running import told
 from gpt2_jax.page.write import LONGEST_PROMPT, PRESETS, card, job, read_seed
 
@@ -40,15 +40,11 @@ class CompareTab(Part):
             for i, side in enumerate(SIDES):
                 with gr.Column(min_width=300):
                     cards.append(self._side(side, i, inputs))
-        begin, end = ([gr.update(interactive=on) for on in pair] for pair in ((False, True), (True, False)))
-        hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        writing = gr.on([write.click, self.prompt.submit], lambda: begin, None, [write, stop], **hidden).then(
-            self.compare, inputs_kwargs=inputs, outputs=cards, api_name="compare", preprocess=False,
-            concurrency_limit=None, show_progress="hidden",
+        self.write_on(
+            [write.click, self.prompt.submit], write, stop, self.compare, inputs_kwargs=inputs, outputs=cards,
+            api_name="compare",
         )  # fmt: skip
-        for ended in (writing.success, writing.failure):
-            ended(lambda: end, None, [write, stop], **hidden)
-        stop.click(self.stop, None, None, queue=False, show_progress="hidden", api_visibility="private")
+        stop.click(self.stop, None, None, **HIDDEN)
 
     def _side(self, side: str, number: int, inputs: dict) -> gr.HTML:
         shared, names = self.shared, self.shared.names
@@ -61,10 +57,7 @@ class CompareTab(Part):
             panel = settings.SettingsPanel(shared.lm(model.value), settings.GREEDY if same else settings.SAMPLE)
             panel.make_groups()
         inputs |= {f"{side}_{name}": component for name, component in {"model": model, **panel.inputs}.items()}
-        model.change(
-            lambda name: panel.codes_of(shared.lm(name)), model, panel.codes, queue=False, show_progress="hidden",
-            api_visibility="private",
-        )  # fmt: skip
+        model.change(lambda name: panel.codes_of(shared.lm(name)), model, panel.codes, **HIDDEN)
         return shown
 
     def _compare(self, request: gr.Request, prompt: Any, seed: Any = None, **values: Any) -> Iterator[list[list[dict]]]:
@@ -76,6 +69,3 @@ class CompareTab(Part):
         start = [lambda job=job: shared.submit(job.model, job.prompt, seed=seed, **job.options) for job in jobs]
         for texts in shared.readers.follow(request.session_hash, start):
             yield [[card(shared, job, seed, text)] for job, text in zip(jobs, texts)]
-
-    def _stop(self, request: gr.Request) -> None:
-        self.shared.readers.stop(request.session_hash)

@@ -1,6 +1,6 @@
 """What the tabs share: the models, what readers have running, and the pieces of the page that show texts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,6 +12,8 @@ from gpt2_jax.page.assets import asset
 from gpt2_jax.page.running import Readers
 from gpt2_jax.serving.batcher import Batcher
 from gpt2_jax.serving.stream import Stream
+
+HIDDEN = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # of events within the page
 
 
 class Shared:
@@ -74,6 +76,20 @@ class Part:
     def __init__(self, shared: Shared):
         self.shared, self.of_model = shared, []
 
+    def write_on(
+        self, events: Sequence[Callable], write: gr.Button, stop: gr.Button, function: Callable, **event: Any
+    ) -> None:
+        """Has a function write when one of the events comes; meanwhile one button is off, and the other on."""
+        begin, end = ([gr.update(interactive=on) for on in pair] for pair in ((False, True), (True, False)))
+        writing = gr.on(events, lambda: begin, None, [write, stop], **HIDDEN).then(
+            function, preprocess=False, concurrency_limit=None, show_progress="hidden", **event
+        )
+        for ended in (writing.success, writing.failure):
+            ended(lambda: end, None, [write, stop], **HIDDEN)
+
     def updates(self, lm: LanguageModel) -> list[dict[str, Any]]:
         """What `of_model` become for a model."""
         return []
+
+    def _stop(self, request: gr.Request) -> None:
+        self.shared.readers.stop(request.session_hash)

@@ -10,6 +10,7 @@ from gpt2_jax.errors import check
 from gpt2_jax.generation.options import DEFAULTS, Options
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.page.controls import Biases, Choice, Code, Ids, Line, OptionalNumber, Pair, Phrases, Slider, number
+from gpt2_jax.page.parts import HIDDEN
 
 SAMPLE, GREEDY, BEAMS, DRAWN_BEAMS, CONTRASTIVE = "sample", "greedy", "beams", "drawn_beams", "contrastive"
 METHODS = {
@@ -161,9 +162,7 @@ class SettingsPanel:
                 self._make(group)
         self._show_codes(self._lm)
         changed = [*self._groups.values(), *(self.inputs[setting.name] for setting in SETTINGS)]
-        self.method.change(
-            self._of_method, self.method, changed, queue=False, show_progress="hidden", api_visibility="private"
-        )
+        self.method.change(self._of_method, self.method, changed, **HIDDEN)
 
     @property
     def codes(self) -> list[gr.Dropdown]:

@@ -13,7 +13,7 @@ from gpt2_jax.generation.request import make_request
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.page import settings
 from gpt2_jax.page.controls import number, text, written
-from gpt2_jax.page.parts import Part, Shared
+from gpt2_jax.page.parts import HIDDEN, Part, Shared
 from gpt2_jax.page.running import Text, told
 
 LONGEST_PROMPT = 20_000  # characters
@@ -162,21 +162,17 @@ class WriteTab(Part):
             "model": model, "prompt": self.prompt, "candidates": self.candidates, "seed": self.seed,
             **self.panel.inputs,
         }  # fmt: skip
-        begin, end = ([gr.update(interactive=on) for on in pair] for pair in ((False, True), (True, False)))
-        hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        writing = gr.on([write.click, self.prompt.submit], lambda: begin, None, [write, stop], **hidden).then(
-            self.write, inputs_kwargs=inputs, outputs=[self.results], api_name="write", preprocess=False,
-            concurrency_limit=None, show_progress="hidden",
+        self.write_on(
+            [write.click, self.prompt.submit], write, stop, self.write, inputs_kwargs=inputs, outputs=[self.results],
+            api_name="write",
         )  # fmt: skip
         self.of_model = self.panel.codes
-        for ended in (writing.success, writing.failure):
-            ended(lambda: end, None, [write, stop], **hidden)
         stop.click(self.stop, None, None, queue=False, show_progress="hidden", api_name="stop")
-        self.results.reuse(self._reuse, None, self.seed, **hidden)
+        self.results.reuse(self._reuse, None, self.seed, **HIDDEN)
         for name, button in presets.items():
             chosen = [self.panel.inputs[setting] for setting in PRESETS[name].values]
             values = [PRESETS[name].prompt, *PRESETS[name].values.values()]
-            button.click(lambda values=values: values, None, [self.prompt, *chosen], **hidden)
+            button.click(lambda values=values: values, None, [self.prompt, *chosen], **HIDDEN)
 
     def updates(self, lm: LanguageModel) -> list[dict[str, Any]]:
         """What the control codes of another model change on the tab."""
@@ -194,9 +190,6 @@ class WriteTab(Part):
         ]
         for texts in self.shared.readers.follow(request.session_hash, start):
             yield [card(self.shared, work, seed, text) for seed, text in zip(seeds, texts)]
-
-    def _stop(self, request: gr.Request) -> None:
-        self.shared.readers.stop(request.session_hash)
 
     def _reuse(self, event: gr.EventData) -> Any:
         return str(read_seed(event.seed))
