@@ -5,6 +5,7 @@ tokens of the step before while the device computes. Rows join and leave between
 powers of two, so that a single reader does not pay for many.
 """
 
+import atexit
 import collections
 import concurrent.futures
 import dataclasses
@@ -84,6 +85,7 @@ class Batcher:
         self._alone: tuple[Job, Iterator[None]] | None = None
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # Python aborts where it ends while a thread is within JAX
 
     def submit(self, prompt: Prompt = "", **options: Any) -> Stream:
         """A text that continues the prompt; for the same seed the one of `lm.generate(prompt, **options)`.
@@ -146,6 +148,7 @@ class Batcher:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> "Batcher":
         return self

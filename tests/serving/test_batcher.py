@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -225,3 +227,23 @@ def test_a_fault_of_one_text_is_its_own(lm, batcher, monkeypatch):
     with pytest.raises(AttributeError):
         "".join(broken)
     same(beside.result(SECONDS), lm.generate("the ", max_new_tokens=60, eos_token_id=[]))
+
+
+LEFT_OPEN = """
+import atexit
+import jax
+from gpt2_jax import GPT2, GPT2Config, LanguageModel
+from gpt2_jax.serving.batcher import Batcher
+from gpt2_jax.tokenizer import train_characters
+
+atexit.register(lambda: print("still there" if batcher._thread.is_alive() else "at its end"))  # runs after later ones
+tokenizer = train_characters(["abc"])
+config = GPT2Config(vocab_size=len(tokenizer), n_positions=512, n_embd=16, n_layer=1, n_head=2)
+batcher = Batcher(LanguageModel(jax.jit(GPT2, static_argnums=0)(config, jax.random.key(0)), tokenizer), rows=1)
+next(iter(batcher.submit("a", max_new_tokens=500, eos_token_id=[])))
+"""
+
+
+def test_python_ends_while_a_text_is_written():
+    result = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=SECONDS)
+    assert (result.returncode, result.stdout) == (0, "at its end\n"), result.stderr
