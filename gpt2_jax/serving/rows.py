@@ -76,6 +76,8 @@ def _padded(ids: np.ndarray | None, *shape: int) -> np.ndarray | None:
     """The table with -1 before its columns and after its rows (or entries); None where it is larger than `shape`."""
     if ids is None:
         return np.full(shape, -1, np.int32)
+    used = np.flatnonzero((ids.reshape(len(ids), -1) >= 0).any(1))  # it may be padded already, and farther
+    ids = ids[: used.max(initial=-1) + 1]
     if any(have > room for have, room in zip(ids.shape, shape)):
         return None
     after = [(0, shape[0] - len(ids))]

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import subprocess
 import sys
@@ -133,6 +134,13 @@ def test_what_shares_no_steps_runs_between_them(lm, batcher, options):
 def test_lists_longer_than_a_row_has_room_for_share_no_steps(lm, options):
     request = make_request(["a"], parse(options), lm.tokenizer, lm.config)
     assert (Settings.of(request, 0, suppressed=512) is None) == bool(options)
+
+
+def test_a_vocabulary_far_larger_than_the_tokenizer_leaves_room(lm):
+    config = dataclasses.replace(lm.config, vocab_size=len(lm.tokenizer) + 1100)
+    request = make_request(["a"], parse({"suppress_tokens": [7] * 512}), lm.tokenizer, config)
+    table = Settings.of(request, 0, suppressed=512 + 1100).sampling.suppress_tokens
+    assert {7, len(lm.tokenizer), config.vocab_size - 1} < set(table.tolist())
 
 
 def test_pieces_have_the_tokens_that_came(batcher):
