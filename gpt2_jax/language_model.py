@@ -13,6 +13,7 @@ from gpt2_jax import lora
 from gpt2_jax.errors import InputError
 from gpt2_jax.generation import beam, contrastive, prompting, sampler, stopping
 from gpt2_jax.generation.options import DEFAULTS, Options, parse
+from gpt2_jax.generation.pausing import Pausing, finish
 from gpt2_jax.generation.request import Prompt, Request, make_request
 from gpt2_jax.model import GPT2, unstack
 from gpt2_jax.model_config import GPT2Config
@@ -84,13 +85,7 @@ class LanguageModel:
         settings = parse(options)
         several = not isinstance(prompt, str) and any(isinstance(p, str) or np.ndim(p) > 0 for p in prompt)
         request = self._request(prompt if several else [prompt], settings)
-        match settings.search:
-            case "sample":
-                results = self._sample(request)
-            case "beam":
-                results = self._beam_search(request)
-            case "contrastive":
-                results = self._contrastive_search(request)
+        results = finish(self.run(request))
         return results if several or settings.num_return_sequences > 1 else results[0]
 
     def stream(self, prompt: Prompt = "", **options: Any) -> Iterator[str]:
@@ -145,17 +140,21 @@ class LanguageModel:
         """
         settings = parse(options)
         request = self._request([[self.tokenizer.end_of_text] * prompt_length] * batch_size, settings)
-        match settings.search:
-            case "sample":
-                for _ in itertools.islice(self.states(request, chunk=1), 2):
-                    pass
-            case "beam":
-                self._beam_search(request)
-            case "contrastive":
-                self._contrastive_search(request)
+        for _ in itertools.islice(self.run(request, chunk=1), 2):
+            pass
 
     def _request(self, prompts: Sequence[Prompt], options: Options) -> Request:
         return make_request(prompts, options, self.tokenizer, self.config)
+
+    def run(self, request: Request, chunk: int | None = None) -> Pausing[list[Generation]]:
+        """The texts of a request, prompt by prompt; pauses after every `chunk` new tokens."""
+        match request.options.search:
+            case "sample":
+                return (yield from self._sample(request, chunk))
+            case "beam":
+                return (yield from self._beam_search(request, chunk))
+            case "contrastive":
+                return (yield from self._contrastive_search(request, chunk))
 
     def states(self, request: Request, chunk: int | None) -> Iterator[sampler.State]:
         """The sampler's states until all rows have ended or the time is over."""
@@ -187,13 +186,16 @@ class LanguageModel:
             if options.max_time is not None and time.monotonic() - began >= options.max_time:
                 return
 
-    def _sample(self, request: Request) -> list[Generation]:
+    def _sample(self, request: Request, chunk: int | None) -> Pausing[list[Generation]]:
         options = request.options
-        chunk = None if options.max_time is None else TIMED_CHUNK
-        *_, state = self.states(request, chunk)
-        history = state.history
-        tokens, lengths, ended = (np.asarray(x) for x in (history.tokens, history.lengths, state.ended))
-        starts, scores = np.asarray(history.prompt_lengths), jax.tree.map(np.asarray, state.scores)
+        if chunk is None and options.max_time is not None:
+            chunk = TIMED_CHUNK
+        for state in self.states(request, chunk):
+            last = state
+            yield
+        history, scores = last.history, jax.tree.map(np.asarray, last.scores)
+        tokens, lengths, starts = map(np.asarray, (history.tokens, history.lengths, history.prompt_lengths))
+        ended = np.asarray(last.ended)
         results = []
         for row in range(len(ended)):
             new = tokens[row, starts[row] : lengths[row]]
@@ -205,10 +207,10 @@ class LanguageModel:
             results = _best(results, options.best_of, options.num_return_sequences)
         return results
 
-    def _beam_search(self, request: Request) -> list[Generation]:
+    def _beam_search(self, request: Request, chunk: int | None) -> Pausing[list[Generation]]:
         options = request.options
         names = ("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping")
-        found = beam.search(
+        found = yield from beam.search(
             self.model,
             request.prompts,
             max_new_tokens=request.max_new_tokens,
@@ -216,6 +218,7 @@ class LanguageModel:
             end_tokens=request.end_tokens,
             seeds=request.seeds,
             num_return_sequences=options.num_return_sequences,
+            chunk=chunk,
             **{name: getattr(options, name) for name in names},
         )
         reason = lambda text: "end_token" if text.finished else "length"
@@ -225,8 +228,8 @@ class LanguageModel:
             for text in texts
         ]
 
-    def _contrastive_search(self, request: Request) -> list[Generation]:
-        found = contrastive.search(
+    def _contrastive_search(self, request: Request, chunk: int | None) -> Pausing[list[Generation]]:
+        found = yield from contrastive.search(
             self.model,
             request.prompts,
             max_new_tokens=request.max_new_tokens,
@@ -234,6 +237,7 @@ class LanguageModel:
             top_k=request.options.top_k,
             sampling=request.sampling,
             end_tokens=request.end_tokens,
+            chunk=chunk,
         )
         ended = lambda new: "end_token" if new[-1] in request.end_tokens else "length"
         return [self.result(request, prompt, new, ended(new), None) for prompt, new in zip(request.prompts, found)]

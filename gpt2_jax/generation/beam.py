@@ -27,6 +27,7 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.generation.chain import process, warp
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import LOWEST, History
+from gpt2_jax.generation.pausing import Pausing
 from gpt2_jax.generation.sampler import bucket, start_state
 from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2
@@ -89,7 +90,8 @@ def search(
     length_penalty: float = 1.0,
     early_stopping: bool | Literal["never"] = False,
     num_return_sequences: int = 1,
-) -> list[list[Beam]]:
+    chunk: int | None = None,
+) -> Pausing[list[list[Beam]]]:
     """The texts of the highest log-probability / length ** length_penalty, best first.
 
     Args:
@@ -107,6 +109,7 @@ def search(
       early_stopping: True stops at K ended texts; False when no running text has a better score at its present length
         than the worst of them; "never" when none can ever have.
       num_return_sequences: texts a prompt, at most K.
+      chunk: pause after so many tokens; None does not.
 
     Returns:
       For each prompt `num_return_sequences` beams: those that came to an end, then those still running; of several
@@ -128,10 +131,14 @@ def search(
     slots = bucket(int(start.history.lengths.max()), model.config.n_positions)
     # So many a beam that, even if every one of them ends in every way, as many do not.
     candidates = min(max(2, 1 + np.unique(rules.end_tokens[rules.end_tokens >= 0]).size), model.config.vocab_size)
-    state = _search(
+    state, decoding = _fill(
         model, start.history, start.keys, rules, slots=slots, capacity=bucket(max_new_tokens),
         num_beams=num_beams, groups=num_beam_groups, candidates=candidates,
     )  # fmt: skip
+    while (count := int(state.count)) < max_new_tokens and not np.all(state.done):
+        until = np.int32(min(max_new_tokens, count + chunk) if chunk else max_new_tokens)
+        state, decoding = _advance(model, state, decoding, rules, until, candidates=candidates)
+        yield
     return _best(jax.tree.map(np.asarray, dataclasses.replace(state, keys=None)), length_penalty, num_return_sequences)
 
 
@@ -156,10 +163,11 @@ def _check(num_beams, groups, diversity_penalty, wanted, early_stopping, length_
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "capacity", "num_beams", "groups", "candidates"))
-def _search(
+def _fill(
     model: GPT2, prompts: History, keys: jax.Array, rules: Rules,
     *, slots: int, capacity: int, num_beams: int, groups: int, candidates: int,
-) -> State:  # fmt: skip
+) -> tuple[State, Decoding]:  # fmt: skip
+    """Reads the prompts, and takes the first step."""
     B, K, k = len(keys), num_beams, num_beams // groups
     x, decoding = prefill(model, prompts.tokens[:, :slots], prompts.lengths, capacity)
     rows = jnp.repeat(jnp.arange(B), K)
@@ -175,10 +183,17 @@ def _search(
         done=jnp.zeros((B, groups), bool),
         keys=keys,
     )
-    state = _extend(state, model.head(last_state(x, prompts.lengths))[rows], rules, candidates)
+    return _extend(state, model.head(last_state(x, prompts.lengths))[rows], rules, candidates), decoding.select(rows)
+
+
+@functools.partial(jax.jit, static_argnames="candidates", donate_argnames="decoding")
+def _advance(
+    model: GPT2, state: State, decoding: Decoding, rules: Rules, until: jax.Array, *, candidates: int
+) -> tuple[State, Decoding]:
+    """Takes steps until the running texts have `until` new tokens, or every search is over."""
 
     def unfinished(carry: tuple[State, Decoding]) -> jax.Array:
-        return (carry[0].count < rules.limit) & ~carry[0].done.all()
+        return (carry[0].count < until) & ~carry[0].done.all()
 
     def turn(carry: tuple[State, Decoding]) -> tuple[State, Decoding]:
         state, decoding = carry
@@ -186,7 +201,7 @@ def _search(
         x, decoding = step(model, state.running.last(1), decoding.reorder(state.origin))
         return _extend(state, model.head(x), rules, candidates), decoding
 
-    return jax.lax.while_loop(unfinished, turn, (state, decoding.select(rows)))[0]
+    return jax.lax.while_loop(unfinished, turn, (state, decoding))
 
 
 def _extend(state: State, logits: jax.Array, rules: Rules, candidates: int) -> State:

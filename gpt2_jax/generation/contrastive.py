@@ -16,9 +16,21 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.generation.chain import process
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import History
+from gpt2_jax.generation.pausing import Pausing
 from gpt2_jax.generation.sampler import bucket, start_state
 from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What the search obeys, all traced."""
+
+    sampling: Sampling
+    end_tokens: jax.Array  # int32 [E], -1 is none
+    limit: jax.Array  # int32 []: most new tokens
+    alpha: jax.Array  # float32 []
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +56,8 @@ def search(
     top_k: int,
     sampling: Sampling,
     end_tokens: np.ndarray,
-) -> list[np.ndarray]:
+    chunk: int | None = None,
+) -> Pausing[list[np.ndarray]]:
     """Continues each prompt.
 
     Args:
@@ -55,6 +68,7 @@ def search(
       top_k: candidates a step; another number compiles anew, for they are rows of the model.
       sampling: controls of the logits; its temperature and filters are not used.
       end_tokens: int32 [E], the ids that end a text; -1 is none.
+      chunk: pause after so many tokens; None does not.
 
     Returns:
       The new tokens of each prompt, int32 [n], an end token included.
@@ -76,37 +90,56 @@ def search(
         )
     start = start_state(prompts, [(0, 0)] * len(prompts), max_new_tokens)
     slots = bucket(int(start.history.lengths.max()), model.config.n_positions)
-    state = _search(
-        model, start.history, sampling, np.asarray(end_tokens, np.int32), np.int32(max_new_tokens),
-        np.float32(penalty_alpha), slots=slots, capacity=bucket(max_new_tokens), top_k=top_k,
-    )  # fmt: skip
-    tokens, lengths, starts = map(np.asarray, (state.tokens, state.lengths, state.prompt_lengths))
+    rules = Rules(
+        sampling, np.asarray(end_tokens, np.int32), limit=np.int32(max_new_tokens), alpha=np.float32(penalty_alpha)
+    )
+    state = _fill(model, start.history, slots=slots, capacity=bucket(max_new_tokens), top_k=top_k)
+    while (count := int(state.count)) < max_new_tokens and not np.all(state.ended):
+        until = np.int32(min(max_new_tokens, count + chunk) if chunk else max_new_tokens)
+        state = _advance(model, state, rules, until, top_k=top_k)
+        yield
+    history = state.history
+    tokens, lengths, starts = map(np.asarray, (history.tokens, history.lengths, history.prompt_lengths))
     return [row[first:end] for row, first, end in zip(tokens, starts, lengths)]
 
 
 @functools.partial(jax.jit, static_argnames=("slots", "capacity", "top_k"))
-def _search(
-    model: GPT2, prompts: History, sampling: Sampling, end_tokens: jax.Array, limit: jax.Array, alpha: jax.Array,
-    *, slots: int, capacity: int, top_k: int,
-) -> History:  # fmt: skip
+def _fill(model: GPT2, prompts: History, *, slots: int, capacity: int, top_k: int) -> State:
+    """Reads the prompts."""
     x, decoding = prefill(model, prompts.tokens[:, :slots], prompts.lengths, capacity)
     B, S = prompts.tokens.shape
     there = jnp.arange(slots) < prompts.lengths[:, None]
     states = jnp.zeros((B, S, x.shape[-1])).at[:, :slots].set(jnp.where(there[..., None], _unit(x), 0.0))
-    rows = jnp.arange(B)
+    return State(
+        count=jnp.zeros((), jnp.int32),
+        history=prompts,
+        ended=jnp.zeros(B, bool),
+        last=last_state(x, prompts.lengths),
+        states=states,
+        decoding=decoding.select(jnp.repeat(jnp.arange(B), top_k)),
+        origin=jnp.arange(B * top_k),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="top_k", donate_argnames="state")
+def _advance(model: GPT2, state: State, rules: Rules, until: jax.Array, *, top_k: int) -> State:
+    """Adds tokens until there are `until` of them, or every row has ended."""
+    B, S = state.history.tokens.shape
+    rows, end_tokens = jnp.arange(B), rules.end_tokens
 
     def unfinished(state: State) -> jax.Array:
-        return (state.count < limit) & ~state.ended.all()
+        return (state.count < until) & ~state.ended.all()
 
     def turn(state: State) -> State:
-        logits = process(model.head(state.last), sampling, state.history, end_tokens=end_tokens, limit=limit)
+        logits = model.head(state.last)
+        logits = process(logits, rules.sampling, state.history, end_tokens=end_tokens, limit=rules.limit)
         probability, token = jax.lax.top_k(jax.nn.softmax(logits), top_k)  # [B, k]
         x, decoding = step(model, token.reshape(-1), state.decoding.reorder(state.origin))
         unit = _unit(x).reshape(B, top_k, -1)
         likeness = jnp.einsum("bkc,bsc->bks", unit, state.states)
         written = jnp.arange(S) < state.history.lengths[:, None]
         likeness = jnp.where(written[:, None], likeness, -1.0).max(-1)
-        worth = (1 - alpha) * probability - alpha * likeness
+        worth = (1 - rules.alpha) * probability - rules.alpha * likeness
         # Where bans leave fewer than k tokens, a banned one may be the least like the text.
         best = jnp.argmax(jnp.where(probability > 0, worth, -jnp.inf), axis=-1)  # [B]
         chosen, running = token[rows, best], ~state.ended
@@ -126,16 +159,7 @@ def _search(
             origin=jnp.repeat(rows * top_k + best, top_k),
         )
 
-    state = State(
-        count=jnp.zeros((), jnp.int32),
-        history=prompts,
-        ended=jnp.zeros(B, bool),
-        last=last_state(x, prompts.lengths),
-        states=states,
-        decoding=decoding.select(jnp.repeat(rows, top_k)),
-        origin=jnp.arange(B * top_k),
-    )
-    return jax.lax.while_loop(unfinished, turn, state).history
+    return jax.lax.while_loop(unfinished, turn, state)
 
 
 def _unit(x: jax.Array) -> jax.Array:

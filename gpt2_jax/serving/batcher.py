@@ -10,7 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,23 +19,14 @@ import numpy as np
 from gpt2_jax.errors import InputError, check
 from gpt2_jax.generation.lines import line_table
 from gpt2_jax.generation.options import parse
+from gpt2_jax.generation.pausing import Pausing
 from gpt2_jax.generation.request import Prompt, Request, make_request
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.serving import rows as programs
+from gpt2_jax.serving.jobs import Job, hand, write_alone
 from gpt2_jax.serving.ring import Ring, device
 from gpt2_jax.serving.rows import PHRASES, Drawn, Rows, Settings
 from gpt2_jax.serving.stream import Busy, Closed, Score, Stream
-
-
-@dataclasses.dataclass
-class Job:
-    """A prompt, and those of its texts that still wait for a row."""
-
-    prompt: Prompt
-    options: dict[str, Any]
-    request: Request
-    waiting: list[Stream]
-    read: int = 0  # tokens of the prompt that the model has read
 
 
 @dataclasses.dataclass
@@ -82,7 +73,7 @@ class Batcher:
         self._ring, self._rows = Ring(lm.model, rows), self._idle_rows()
         self._seats: list[Seat | None] = [None] * rows
         self._flying: tuple[Drawn, list[tuple[int, Stream]]] | None = None  # the step that the device is at
-        self._alone: tuple[Job, Iterator[None]] | None = None
+        self._alone: tuple[Job, Pausing[None]] | None = None
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # Python aborts where it ends while a thread is within JAX
@@ -106,7 +97,7 @@ class Batcher:
         texts = settings.num_return_sequences
         check(texts <= self._limit, "num_return_sequences", texts, f"at most {self._limit}, which may wait here")
         streams = [Stream(lm, request, number) for number in range(texts)]
-        job = Job(prompt, options, request, list(streams))
+        job = Job(request, list(streams))
         jobs = self._jobs if self._shares_steps(request) else self._jobs_alone
         with self._changed:
             if self._closed:
@@ -288,63 +279,32 @@ class Batcher:
     def _hand_out(self, drawn: Drawn, taken: list[tuple[int, Stream]]) -> None:
         tokens = np.asarray(drawn.token)
         scored = any(stream.request.options.logprobs is not None for _, stream in taken)
-        scores = [np.asarray(x) for x in (drawn.logprob, drawn.top, drawn.top_tokens)] if scored else None
+        scores = jax.device_get((drawn.logprob, drawn.top, drawn.top_tokens)) if scored else None
         for row, stream in taken:
-            if not stream.over:
-                self._hand(stream, int(tokens[row]), scores and [x[row] for x in scores])
-
-    def _hand(self, stream: Stream, token: int, score: list[np.ndarray] | None) -> None:
-        n = stream.request.options.logprobs
-        try:
-            stream.add(token, None if n is None else Score(float(score[0]), score[1][:n], score[2][:n]))
-        except Exception as error:  # of one text: the others go on
-            stream.fail(error)
+            n, score = stream.request.options.logprobs, None
+            if n is not None:
+                logprob, top, top_tokens = (of_rows[row] for of_rows in scores)
+                score = Score(float(logprob), top[:n], top_tokens[:n])
+            hand(stream, int(tokens[row]), score)
 
     def _go_on_alone(self) -> None:
         """One more token of the job that shares no steps, or the next such job."""
         with self._changed:
             if self._alone is None and self._jobs_alone:
                 job = self._jobs_alone.popleft()
-                self._alone = job, self._write_alone(job)
+                self._alone = job, write_alone(self.lm, job)
         if self._alone is None:
             return
         job, writing = self._alone
         try:
-            next(writing)
+            if not all(stream.over for stream in job.waiting):
+                next(writing)
+                return
         except StopIteration:
-            self._alone = None
+            pass
         except Exception as error:
             self._end_job(job, error)
-            self._alone = None
-
-    def _write_alone(self, job: Job) -> Iterator[None]:
-        """Writes the texts of a job that shares no steps; yields after each token."""
-        request, streams = job.request, job.waiting
-        if request.options.search != "sample" or request.options.best_of is not None:
-            if not all(stream.over for stream in streams):
-                results = self.lm.generate([job.prompt], **job.options)
-                for stream in streams:
-                    stream.give(results[stream.number])
-            return
-        for stream in streams:
-            stream.start()
-        start = len(request.prompts[0])
-        shown = dict.fromkeys(streams, start)
-        for state in self.lm.states(request, chunk=1):
-            if all(stream.over for stream in streams):
-                return
-            tokens, lengths, scores = jax.device_get((state.history.tokens, state.history.lengths, state.scores))
-            for stream in streams:
-                for place in range(shown[stream], lengths[stream.number]):
-                    at = stream.number, place - start
-                    score = scores and [scores.chosen[at], scores.top[at], scores.top_tokens[at]]
-                    if not stream.over:
-                        self._hand(stream, int(tokens[stream.number, place]), score)
-                shown[stream] = lengths[stream.number]
-            yield
-        for stream in streams:
-            if not stream.over:
-                stream.stop("time")
+        self._alone = None
 
     def _end_job(self, job: Job, error: Exception) -> None:
         for stream in job.waiting:

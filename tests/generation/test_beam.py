@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import re
 
@@ -7,6 +8,7 @@ import pytest
 
 from gpt2_jax import InputError
 from gpt2_jax.generation import beam
+from gpt2_jax.generation.pausing import finish
 from gpt2_jax.generation.sampler import start_state
 from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2, unstack
@@ -23,7 +25,11 @@ def model():
     return unstack(jax.jit(GPT2, static_argnums=0)(config, jax.random.key(1)))
 
 
-def run(model, prompts=PROMPTS, n=5, temperature=0.0, seeds=None, end=(END,), **options):
+def run(*args, **options):
+    return finish(start_search(*args, **options))
+
+
+def start_search(model, prompts=PROMPTS, n=5, temperature=0.0, seeds=None, end=(END,), **options):
     settings = {k: options.pop(k) for k in ("min_new_tokens", "top_k", "repetition_penalty") if k in options}
     return beam.search(
         model, prompts, max_new_tokens=n, sampling=Sampling(temperature=temperature, **settings),
@@ -163,22 +169,35 @@ def test_several_end_tokens(model):
             assert not {END, 5, 6} & set(inside) and b.finished == (last in {END, 5, 6})
 
 
+def test_a_search_pauses_and_finds_the_same(model):
+    whole = run(model, n=9, num_beams=4)
+    for chunk, pauses in ((1, 8), (3, 3)):
+        search, paused = start_search(model, n=9, num_beams=4, end=(), chunk=chunk), 0
+        with contextlib.suppress(StopIteration):
+            while True:
+                next(search)
+                paused += 1
+        assert paused == pauses
+        assert [texts(b) for b in run(model, n=9, num_beams=4, chunk=chunk)] == [texts(b) for b in whole]
+
+
 def test_other_values_compile_nothing_anew(model):
     run(model, num_beams=4)
-    before = beam._search._cache_size()
+    before = beam._fill._cache_size(), beam._advance._cache_size()
     run(model, n=9, num_beams=4, length_penalty=0.3, early_stopping="never", temperature=0.7, top_k=3)
     run(model, [[1, 2, 3], [4] * 20, [5]], num_beams=4, early_stopping=True, repetition_penalty=1.3, end=())
     run(model, num_beams=4, num_return_sequences=4, end=[5])
-    assert beam._search._cache_size() == before
+    assert (beam._fill._cache_size(), beam._advance._cache_size()) == before
 
 
 def test_moving_beams_copies_no_cache(model):
     start = start_state([[1] * 9], [(0, 0)], 5)
     ends = np.full(4, -1, np.int32)
     rules = beam.Rules(Sampling(temperature=0), ends, np.int32(5), np.float32(1), np.float32(0), np.int32(0))
-    lowered = beam._search.lower(
+    state, decoding = beam._fill(
         model, start.history, start.keys, rules, slots=16, capacity=16, num_beams=4, groups=1, candidates=2
     )
+    lowered = beam._advance.lower(model, state, decoding, rules, np.int32(5), candidates=2)
     program = lowered.compile({"xla_backend_optimization_level": 3}).as_text()  # turned off by the tests' environment
     assert "f32[8,32,8]" in program  # 4 beams of 2 heads, 32 slots
     assert not re.findall(r"= f32\[8,32,8\]\S* copy\(", program)

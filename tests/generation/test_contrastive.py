@@ -6,6 +6,7 @@ import pytest
 
 from gpt2_jax import InputError
 from gpt2_jax.generation import contrastive
+from gpt2_jax.generation.pausing import finish
 from gpt2_jax.generation.sampler import start_state
 from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import unstack
@@ -19,12 +20,13 @@ def model(tiny_model):
     return unstack(tiny_model)
 
 
-def run(model, prompts=PROMPTS, n=6, alpha=0.6, top_k=4, end=(), **settings):
-    found = contrastive.search(
+def run(model, prompts=PROMPTS, n=6, alpha=0.6, top_k=4, end=(), chunk=None, **settings):
+    search = contrastive.search(
         model, prompts, max_new_tokens=n, penalty_alpha=alpha, top_k=top_k,
         sampling=Sampling(temperature=0, **settings), end_tokens=np.array([*end, -1, -1]),
+        chunk=chunk,
     )  # fmt: skip
-    return [row.tolist() for row in found]
+    return [row.tolist() for row in finish(search)]
 
 
 def reference(model, prompt, n, alpha, k):
@@ -52,6 +54,10 @@ def test_each_prompt_gives_what_it_gives_alone(model):
     assert run(model, n=10) == [run(model, [p], n=10)[0] for p in PROMPTS]
 
 
+def test_a_search_pauses_and_finds_the_same(model):
+    assert run(model, n=9, chunk=1) == run(model, n=9, chunk=4) == run(model, n=9)
+
+
 def test_it_stops_at_an_end_token_and_obeys_controls(model):
     free = run(model, n=8)
     end = free[0][3]
@@ -63,17 +69,16 @@ def test_it_stops_at_an_end_token_and_obeys_controls(model):
 
 def test_other_values_compile_nothing_anew(model):
     run(model)
-    before = contrastive._search._cache_size()
+    before = contrastive._fill._cache_size(), contrastive._advance._cache_size()
     run(model, [[3], [4] * 20, [9, 9]], n=9, alpha=0.1, repetition_penalty=1.5)
-    assert contrastive._search._cache_size() == before
+    assert (contrastive._fill._cache_size(), contrastive._advance._cache_size()) == before
 
 
 def test_moving_candidates_copies_no_cache(model):
     start, ends = start_state([[1] * 9], [(0, 0)], 5), np.full(4, -1, np.int32)
-    lowered = contrastive._search.lower(
-        model, start.history, Sampling(temperature=0), ends, np.int32(5), np.float32(0.6),
-        slots=16, capacity=16, top_k=4,
-    )  # fmt: skip
+    rules = contrastive.Rules(Sampling(temperature=0), ends, np.int32(5), np.float32(0.6))
+    state = contrastive._fill(model, start.history, slots=16, capacity=16, top_k=4)
+    lowered = contrastive._advance.lower(model, state, rules, np.int32(5), top_k=4)
     program = lowered.compile({"xla_backend_optimization_level": 3}).as_text()  # turned off by the tests' environment
     assert "f32[16,32,8]" in program  # 4 candidates of 4 heads, 32 slots
     assert not re.findall(r"= f32\[16,32,8\]\S* copy\(", program)

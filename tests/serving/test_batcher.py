@@ -171,6 +171,26 @@ def test_a_cancelled_text_ends_and_frees_its_row(lm, batcher):
     assert waiting.result().completion is not None
 
 
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"penalty_alpha": 0.5, "top_k": 2}, {"best_of": 2}])
+def test_a_cancelled_search_ends_within_a_step(lm, batcher, monkeypatch, options):
+    pauses, begun = [], threading.Event()
+
+    def run(request, chunk):
+        for pause in type(lm).run(lm, request, chunk):
+            pauses.append(pause)
+            begun.set()
+            yield pause
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm, "run", run)
+        search = batcher.submit("a", max_new_tokens=190, eos_token_id=[], **options)
+        assert begun.wait(SECONDS)
+    search.cancel()
+    wanted = lm.generate("the ", max_new_tokens=35, **options)
+    same(batcher.submit("the ", max_new_tokens=35, **options).result(SECONDS), wanted)  # one after the other
+    assert len(pauses) < 180
+
+
 def test_bad_input_is_refused_at_once(batcher):
     with pytest.raises(InputError, match="top_p is 2; it must be in"):
         batcher.submit("a", top_p=2)
