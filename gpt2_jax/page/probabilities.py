@@ -59,7 +59,7 @@ def probabilities(shared: Shared, model: Any, given: Any) -> dict[str, Any]:
         "tokens": [
             {
                 "label": found.labels[i],
-                "text": spaced(found.labels[i]),
+                "text": spaced(found.texts[i]),
                 "surprisal": float(found.surprisal[i]),
                 "entropy": float(found.entropy[i]),
                 "rank": int(found.rank[i]),

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from gpt2_jax.app import make_app
-from gpt2_jax.page import guard
+from gpt2_jax.page import blocks, guard
+from gpt2_jax.page import probabilities as probabilities_tab
 from gpt2_jax.page.running import BUSY, FAILED
 from gpt2_jax.serving.stream import Busy
 
@@ -100,6 +102,8 @@ def test_probabilities_are_those_of_the_model(client, lms):
     for token, row, i in zip(found["tokens"], logprobs, ids):
         assert 2 ** -token["surprisal"] == pytest.approx(float(jax.numpy.exp(row[i])), rel=1e-4)
         assert len(token["top"]) == 10 and token["rank"] >= 1
+    whole = client.predict(text="a 山", api_name="/probabilities")["tokens"]
+    assert "".join(token["text"].replace("·", "") for token in whole) == "a 山"  # also where bytes are tokens
     assert "text is ''; it must be a text with some letters" in refused(client, "/probabilities", text="")
     assert "text is '8001 characters'" in refused(client, "/probabilities", text="x" * 8001)
 
@@ -220,6 +224,32 @@ def test_busy_is_told(client, models, monkeypatch):
 
     monkeypatch.setattr(models["first"], "submit", full)
     assert BUSY in refused(client, prompt="a")
+
+
+def test_requests_beyond_those_that_may_wait_are_told_at_once(models, served, monkeypatch):
+    running, go_on = [], threading.Event()
+
+    def slow(*args):
+        running.append(args)
+        assert go_on.wait(60)
+        return original(*args)
+
+    original = probabilities_tab.token_probabilities
+    monkeypatch.setattr(probabilities_tab, "token_probabilities", slow)
+    monkeypatch.setattr(blocks, "WAITING", 1)
+    with served(make_app(models)) as address:
+        client = Client(address, verbose=False, analytics_enabled=False)
+        ask = lambda: client.submit(text="ab", api_name="/probabilities")
+        jobs = [ask(), ask()]
+        while len(running) < 2:
+            time.sleep(0.02)
+        jobs.append(ask())
+        while jobs[2].status().code.name != "IN_QUEUE":
+            time.sleep(0.02)
+        with pytest.raises(Exception, match=r"(?i)queue is full"):
+            ask().result(timeout=30)
+        go_on.set()
+        assert all(job.result(timeout=60)["perplexity"] > 1 for job in jobs)
 
 
 def test_other_settings_compile_nothing(client):
