@@ -6,12 +6,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import jax
 from matplotlib.figure import Figure
 
-from gpt2_jax import json_files
 from gpt2_jax.analysis import attention_plots, coloured_text, diversity_plots, pages, probability_plots, quality, sweep
 from gpt2_jax.analysis.attention_maps import attention_of, head_statistics
 from gpt2_jax.analysis.curves import curves
@@ -22,7 +21,6 @@ from gpt2_jax.config import Config, meanings
 from gpt2_jax.errors import InputError
 from gpt2_jax.evaluation import report as evaluation_report
 from gpt2_jax.evaluation.perplexity import perplexity
-from gpt2_jax.evaluation.tasks import TASKS
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import model_of_shapes, num_parameters, parameter_names
 
@@ -178,11 +176,12 @@ def evaluation(material: Material) -> str:
         measured = _measured(material) if material.tokens else {}
     except InputError as error:
         why = str(error)
-    reports = [
-        (evaluation_report.name_of(found["model"]), "\n".join(evaluation_report.lines(found)))
-        for path in material.evaluations
-        for found in _evaluations(path)
-    ]
+    reports = []
+    for path in material.evaluations:
+        found = evaluation_report.read(path)
+        if not found:
+            raise InputError(f"{path} has no report of an evaluation; give a file or folder of scripts/evaluate.py")
+        reports += [(evaluation_report.name_of(one["model"]), "\n".join(evaluation_report.lines(one))) for one in found]
     return pages.render("report_evaluation.html", rows=rows, measured=measured, why=why, reports=reports)
 
 
@@ -195,19 +194,6 @@ def _measured(material: Material) -> dict[str, str]:
         "Bits per byte": f"{bits:.4f} ± {bits_error:.4f}",
         "Text": f"documents: {found.documents:,}, tokens: {found.tokens:,}, bytes: {found.bytes:,}",
     }
-
-
-def _evaluations(path: Path) -> list[dict[str, Any]]:
-    """The reports in a folder, or the one in a file."""
-    if path.is_dir():
-        found = evaluation_report.read(path)
-    else:
-        found = [json_files.read(path, "is no report of an evaluation", "give what scripts/evaluate.py wrote")]
-    ours = {"task": str, "figures": dict, "counts": dict, "model": dict, "seconds": float, "device": str}
-    whole = lambda report: all(type(report.get(name)) is kind for name, kind in ours.items())
-    if not found or not all(whole(report) and report["task"] in TASKS for report in found):
-        raise InputError(f"{path} is no report of an evaluation; give a file or folder that scripts/evaluate.py wrote")
-    return found
 
 
 def _of_sweep(results: Sequence[sweep.Result], note: str) -> str:

@@ -19,6 +19,7 @@ from gpt2_jax.model import num_parameters
 FORMAT = 1
 NOT_RUN = "expected, not run here"
 SHARES = ("acc", "exact_match", "pass@", "valid", "any_valid")  # what begins so is in percent where people read it
+_NUMBERS = (int, float, type(None))
 LIBRARIES = ("gpt2_jax", "jax", "jaxlib", "flax", "numpy", "tokenizers", "datasets")
 
 
@@ -134,17 +135,21 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The reports in a folder, by their names; other files are passed over.
+def read(path: Path) -> list[dict[str, Any]]:
+    """The report in a file, or those in a folder by their names, whose other files are passed over.
 
     Raises:
-      InputError: a report that is damaged.
+      InputError: a report that is damaged, or a file that is none.
     """
-    reports = []
-    for file in sorted(folder.glob("*.json")):
-        report = json_files.read(file, "is no report", "delete it, or evaluate again")
-        if report.get("format") == FORMAT and report.get("task") in TASKS:
+    reports, advice = [], "give what scripts/evaluate.py wrote, or evaluate again"
+    for file in sorted(path.glob("*.json")) if path.is_dir() else [path]:
+        report = json_files.read(file, "is no report of an evaluation", advice)
+        ours = report.get("format") == FORMAT and report.get("task") in list(TASKS)
+        if ours and _is_whole(report):
             reports.append(report)
+        elif ours or file == path:
+            what = "a damaged report" if ours else "no report of an evaluation"
+            raise InputError(f"{file} is {what}; {advice}")
     return reports
 
 
@@ -169,6 +174,20 @@ def table(reports: list[dict[str, Any]]) -> list[str]:
         note = f"{row.task} {row.figure}" + f" ({row.note})" * bool(row.note)
         sources.setdefault(row.source, []).append(note)
     return rows + [f"{source}: {'; '.join(notes)}." for source, notes in sources.items()]
+
+
+def _is_whole(report: dict[str, Any]) -> bool:
+    """Whether all that people are shown of a report is there, and is what it should be."""
+    kinds = {"protocol": str, "figures": dict, "counts": dict, "model": dict, "seconds": (int, float), "device": str}
+    if not all(isinstance(report.get(name), kind) for name, kind in kinds.items()):
+        return False
+    figure = lambda x: isinstance(x, dict) and all(type(x.get(k)) in _NUMBERS for k in ("value", "standard_error"))
+    return (
+        all(map(figure, report["figures"].values()))
+        and all(type(count) is int for count in report["counts"].values())
+        and isinstance(report["model"].get("path"), str)
+        and isinstance(report["model"].get("step"), int | None)
+    )
 
 
 def _of_figure(figure: Figure) -> dict[str, float | None]:

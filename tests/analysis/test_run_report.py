@@ -212,7 +212,9 @@ def test_what_is_no_run_or_no_report(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "val_loss": 3.0}\n')
     (tmp_path / "other.json").write_text('{"task": "perplexity"}')
     page = run_report.report(tmp_path, evaluations=[tmp_path / "other.json"], tell=lambda line: None)
-    assert "other.json is no report of an evaluation; give a file or folder that scripts/evaluate.py wrote" in page
+    assert "other.json is no report of an evaluation; give what scripts/evaluate.py wrote, or evaluate again" in page
+    page = run_report.report(tmp_path, evaluations=[tmp_path], tell=lambda line: None)
+    assert "has no report of an evaluation; give a file or folder of scripts/evaluate.py" in page
     (tmp_path / "config.json").write_text('{"model": 1}')
     with pytest.raises(InputError, match=r"config of a run \(it has options outside of groups\); give the folder of"):
         RunFolder(tmp_path).config  # noqa: B018

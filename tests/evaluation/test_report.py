@@ -69,8 +69,25 @@ def test_the_table_has_every_task_and_the_reports_beside(tmp_path):
     assert any("expected, not run here" in row for row in rows)
     assert report.table([])[0].endswith("| gpt2-xl |")
     (tmp_path / "damaged.json").write_text("{")
-    with pytest.raises(InputError, match=r"damaged\.json is no report .*; delete it, or evaluate again"):
+    with pytest.raises(InputError, match=r"damaged\.json is no report of an evaluation \(.*\); give what"):
         report.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"figures": {"accuracy": 1.0}}, {"figures": {"accuracy": {"value": "1"}}}, {"counts": {"passages": None}},
+        {"model": {}}, {"model": {"path": 1}}, {"model": {"path": "a", "step": "b"}}, {"seconds": None}, {"device": 1},
+        {"protocol": None}, {"figures": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_report_that_lacks_what_is_shown_is_damaged(tmp_path, damage):
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(a_report() | damage))
+    for path in (file, tmp_path):
+        with pytest.raises(InputError, match=r"report\.json is a damaged report; give what scripts/evaluate\.py wrote"):
+            report.read(path)
 
 
 def test_texts_of_ones_own_have_a_report_each(tmp_path):
