@@ -5,27 +5,20 @@ Every token stands for fixed bytes, so decoding is joining them: exact, and stre
 """
 
 import codecs
-import concurrent.futures
 import contextlib
-import itertools
-import json
-import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models
 
 from gpt2_jax import json_files
 from gpt2_jax.errors import InputError, one_line, shown
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARACTERS = 2**18
-# GPT-2's pre-tokenizer, as tiktoken takes it.
-_PRE_TOKENIZER = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 _LINE_START = re.compile(r"(?<=\S\n)(?=\S)")
 
 
@@ -121,47 +114,27 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
         for text in texts:
-            self._check(text)
+            self.check(text)
         with failures_explained(f"{self._name} fails to encode a text"):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def tiktoken(self) -> Callable[[Sequence[str]], list[np.ndarray]]:
-        """What `encode_batch` does, by tiktoken: several times faster, the same ids, int32 [n] each.
-
-        Raises:
-          InputError: a vocabulary of characters, a BPE that does not work as GPT-2's, or tiktoken is not installed.
-        """
-        if self.kind != "bpe":
-            raise InputError("data.encoder is 'tiktoken', which a vocabulary of characters has not; use 'tokenizers'")
-        try:
-            import tiktoken
-        except ImportError:
-            raise InputError("data.encoder 'tiktoken' needs tiktoken; pip install 'gpt2_jax[data]'") from None
-        if strange := _unlike_gpt2(json.loads(self.to_json())):
-            raise InputError(f"data.encoder is 'tiktoken', but this tokenizer's {strange}; use 'tokenizers'")
-        special = set(self._special.values())
-        with failures_explained("data.encoder is 'tiktoken', which does not take this tokenizer"):
-            encoding = tiktoken.Encoding(
-                "gpt2_jax",
-                pat_str=_PRE_TOKENIZER,
-                mergeable_ranks={spelling: i for i, spelling in enumerate(self._bytes) if i not in special},
-                special_tokens={},
+    def check(self, text: str) -> None:
+        """Raises `InputError` for a text that `encode` refuses."""
+        if self._characters is not None and (unknown := set(text) - self._characters):
+            at = min(map(text.index, unknown))
+            raise InputError(
+                f"the character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the"
+                f" {len(self._characters)} characters of this tokenizer; remove it, or train a tokenizer on text that"
+                " has it ('bpe' encodes every character)"
             )
-
-        def encode_one(text: str) -> np.ndarray:
-            self._check(text)
-            # Not encode_to_numpy, which looks for special tokens and takes half as long again.
-            return np.array(encoding.encode_ordinary(text), np.int32)
-
-        def encode(texts: Sequence[str]) -> list[np.ndarray]:
-            threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1
-            if threads == 1 or len(texts) == 1:
-                return list(map(encode_one, texts))
-            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-                return list(pool.map(encode_one, texts))
-
-        return encode
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the text has half of a surrogate pair, {text[error.start]!r}, at position {error.start}; it is not"
+                " Unicode text: remove it"
+            ) from None
 
     def with_special_tokens(self, names: Iterable[str]) -> "Tokenizer":
         """This tokenizer with more special tokens after its own entries; those that it has stay where they are."""
@@ -229,22 +202,6 @@ class Tokenizer:
         table = self._text_bytes if skip_special else self._bytes
         return b"".join([table[i] for i in ids.tolist()])
 
-    def _check(self, text: str) -> None:
-        if self._characters is not None and (unknown := set(text) - self._characters):
-            at = min(map(text.index, unknown))
-            raise InputError(
-                f"the character {text[at]!r} (U+{ord(text[at]):04X}) at position {at} is not among the"
-                f" {len(self._characters)} characters of this tokenizer; remove it, or train a tokenizer on text that"
-                " has it ('bpe' encodes every character)"
-            )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"the text has half of a surrogate pair, {text[error.start]!r}, at position {error.start}; it is not"
-                " Unicode text: remove it"
-            ) from None
-
 
 class StreamDecoder:
     """Text of tokens that arrive one by one or in groups; what it gives is final, never half a character.
@@ -268,43 +225,6 @@ class StreamDecoder:
         return rest
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with GPT-2's pre-tokenizer, trained on `texts`: 256 bytes, then merges, then end-of-text.
-
-    A small corpus may run out of pairs to merge, and the vocabulary stays smaller than `vocab_size`. The same texts
-    give the same tokenizer.
-
-    Raises:
-      InputError: no text, or a `vocab_size` that cannot hold the bytes and end-of-text.
-    """
-    if vocab_size < 257:
-        raise InputError(f"vocab_size is {vocab_size}; it must be at least 257 (the 256 bytes and end-of-text)")
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator((piece for text in _not_empty(texts) for piece in pieces(text)), trainer)
-    tokenizer.add_special_tokens([END_OF_TEXT])
-    return Tokenizer(tokenizer)
-
-
-def train_characters(texts: Iterable[str]) -> Tokenizer:
-    """The vocabulary of all characters of `texts`, sorted, ids from 0, then end-of-text.
-
-    Raises:
-      InputError: no text.
-    """
-    characters = sorted(set().union(*_not_empty(texts)))
-    tokenizer = tokenizers.Tokenizer(models.BPE({character: i for i, character in enumerate(characters)}, []))
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([END_OF_TEXT])
-    return Tokenizer(tokenizer)
-
-
 def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
     """Cuts a long text into pieces that encode to the same tokens as the whole, to bound memory and use all cores.
 
@@ -318,29 +238,6 @@ def pieces(text: str, characters: int = PIECE_CHARACTERS) -> Iterator[str]:
     yield text[start:]
 
 
-def _unlike_gpt2(tokenizer: dict[str, Any]) -> str:
-    """What of a `tokenizer.json` tiktoken would do otherwise; "" is nothing."""
-    model, vocabulary = tokenizer["model"], tokenizer["model"]["vocab"]
-    before = tokenizer["pre_tokenizer"] or {}
-    if (before.get("type"), before.get("add_prefix_space"), before.get("use_regex", True)) != (
-        "ByteLevel",
-        False,
-        True,
-    ):
-        return "pre-tokenizer is not GPT-2's"
-    if tokenizer["normalizer"] is not None:
-        return "normalizer changes the text"
-    if any(not token["special"] for token in tokenizer["added_tokens"]):
-        return "added tokens are not all special"
-    if model.get("dropout") or model.get("ignore_merges") or model.get("continuing_subword_prefix"):
-        return "BPE has dropout, prefixes or no merges"
-    ids = [vocabulary["".join(merge if isinstance(merge, list) else merge.split(" "))] for merge in model["merges"]]
-    text = vocabulary.keys() - {token["content"] for token in tokenizer["added_tokens"]}
-    if any(a >= b for a, b in itertools.pairwise(ids)) or len(text) != len(ids) + len(_byte_of_symbol()):
-        return "merges are not in the order of its ids"
-    return ""
-
-
 @contextlib.contextmanager
 def failures_explained(what: str) -> Iterator[None]:
     """Turns what the Rust libraries raise into an `InputError` that begins with `what`."""
@@ -350,16 +247,6 @@ def failures_explained(what: str) -> Iterator[None]:
         raise
     except BaseException as error:  # they raise nothing narrower, and their panics are no `Exception`
         raise InputError(f"{what}: {one_line(error)}") from None
-
-
-def _not_empty(texts: Iterable[str]) -> Iterator[str]:
-    empty = True
-    for text in texts:
-        if text:
-            empty = False
-            yield text
-    if empty:
-        raise InputError("there is no text to train a tokenizer on: every document is empty; give some text")
 
 
 def _byte_of_symbol() -> dict[str, int]:

@@ -34,7 +34,7 @@ from gpt2_jax import GPT2, GPT2Config, LanguageModel, compilation_cache
 from gpt2_jax.config import Config, MeshConfig
 from gpt2_jax.serving.batcher import Batcher
 from gpt2_jax.sharding import make_mesh
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 from gpt2_jax.training.memory import keep_freed_memory
 from gpt2_jax.training.options import TrainingConfig
 from gpt2_jax.training.program import Program

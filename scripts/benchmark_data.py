@@ -34,6 +34,7 @@ from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.stream import Stream
 from gpt2_jax.data.tokenize import BATCH_CHARACTERS
+from gpt2_jax.tiktoken_encoding import tiktoken_encoder
 from gpt2_jax.tokenizer_files import load
 
 PATHS = flags.DEFINE_string("paths", None, "Text for encode, stream and memory: see data.paths.", required=True)
@@ -138,7 +139,7 @@ def measure_encode() -> None:
         run()
         return size / (time.perf_counter() - start)
 
-    for name, alone in (("tokenizers", tokenizer.encode_batch), ("tiktoken", tokenizer.tiktoken())):
+    for name, alone in (("tokenizers", tokenizer.encode_batch), ("tiktoken", tiktoken_encoder(tokenizer))):
         encoding = encoding_of(corpus(encoder=name)[0], "files", tokenizer)
         runs = {
             f"encode/{name}_alone": lambda alone=alone: rate(lambda: alone(texts)),

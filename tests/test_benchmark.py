@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 SMALL = """
 import sys

@@ -10,7 +10,7 @@ from gpt2_jax import InputError, LanguageModel
 from gpt2_jax.generation import sampler
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
 

@@ -12,7 +12,7 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.layers import Adapter, Linear
 from gpt2_jax.model import GPT2, num_parameters, parameter_names, unstack
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 from gpt2_jax.training.finetune_options import ADAPTERS, FinetuneConfig, LoraConfig
 from gpt2_jax.training.selection import join, split
 from gpt2_jax.training.step import sum_of_losses

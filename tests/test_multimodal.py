@@ -15,7 +15,7 @@ from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.model import GPT2, parameter_names, unstack
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.multimodal import FIRST_ID, ImageGPT2, alone, completion
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 from gpt2_jax.training.step import sum_of_losses
 
 CONFIG = GPT2Config(

@@ -10,7 +10,7 @@ import pytest
 
 import gpt2_jax
 from gpt2_jax import GPT2, GPT2Config, LanguageModel
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 

@@ -17,7 +17,8 @@ from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.pretrained import FIELDS, load_config
-from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, train_bpe, train_characters
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2_jax.tokenizer_training import train_bpe, train_characters
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.step import init_state
 

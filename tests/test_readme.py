@@ -13,7 +13,7 @@ import gpt2_jax
 from gpt2_jax import Config, GPT2Config, LanguageModel
 from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.generation.options import Options
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.step import init_state
 

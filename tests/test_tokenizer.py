@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, pieces, train_bpe, train_characters
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, pieces
 from gpt2_jax.tokenizer_files import load
+from gpt2_jax.tokenizer_training import train_bpe, train_characters
 
 CORPUS = [
     "def f(x):\n    return x + 1\n\n\nfor i in range(10):\n\tprint(f(i))\n" * 20,
@@ -102,13 +103,6 @@ def test_kinds_and_ids():
     characters = sorted(set("".join(CORPUS)))
     assert CHARACTERS.encode("".join(characters)) == list(range(len(characters)))
     assert len(CHARACTERS) == len(characters) + 1
-
-
-def test_training_is_deterministic_and_bounded():
-    assert train_bpe(iter(CORPUS), 330).to_json() == BPE.to_json()
-    assert len(BPE) == 330
-    assert len(train_bpe(["ab"], 5000)) == 258  # the bytes, the one pair there is, end-of-text
-    assert len(train_bpe(["ab ab"], 257)) == 257
 
 
 def test_decode_takes_arrays():
@@ -282,15 +276,6 @@ def test_wrong_tokens():
         BPE.decode([0.5])
 
 
-def test_nothing_to_train_on():
-    for train in (train_characters, lambda texts: train_bpe(texts, 300)):
-        for texts in ([], ["", ""]):
-            with _raises("^there is no text to train a tokenizer on: every document is empty; give some text$"):
-                train(texts)
-    with _raises("^vocab_size is 256; it must be at least 257"):
-        train_bpe(CORPUS, 256)
-
-
 def test_bad_paths(tmp_path):
     for path in ("./none", "/no/where", "a/b/c", "mine.json"):
         with _raises(rf"^tokenizer '{path}' does not exist \(looked in .*\); give a tokenizer.json, a folder with one"):
@@ -394,62 +379,11 @@ def test_tokenizers_that_do_not_fit(tmp_path):
         load(tmp_path / "bert.json")
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
-def test_tiktoken_gives_the_same_ids(text):
-    tokenizer = own_bpe()
-    assert lists(tokenizer.tiktoken()([text, text + text])) == tokenizer.encode_batch([text, text + text])
-
-
-def lists(arrays):
-    return [array.tolist() for array in arrays]
-
-
 @functools.cache
 def own_bpe():
     return train_bpe(
         ["the quick brown fox jumps over the lazy dog's back 123 456\n\n  def f(x):\n" * 3, "ab abc bc"], 330
     )
-
-
-def test_tiktoken_gives_the_same_ids_on_real_text(pytestconfig):
-    data = pytestconfig.rootpath.parent / "shared" / "data"
-    if not data.exists():
-        pytest.skip(f"there is no {data}")
-    tokenizer = load(data / "gpt2_vocab")
-    encode = tokenizer.tiktoken()
-    files = [path for path in sorted(data.rglob("*")) if path.is_file()]
-    assert len(files) > 8
-    for path in files:
-        text = path.read_bytes().decode("utf-8", "replace")
-        parts = list(pieces(text))
-        assert lists(encode(parts)) == tokenizer.encode_batch(parts), path
-
-
-def test_tiktoken_takes_special_tokens_and_long_words_as_text():
-    tokenizer = own_bpe()
-    texts = ["<|endoftext|>", "a" * 300_000, "\u00e9\u4e2d" * 50_000]
-    assert lists(tokenizer.tiktoken()(texts)) == tokenizer.encode_batch(texts)
-    with pytest.raises(InputError, match="which a vocabulary of characters has not; use 'tokenizers'"):
-        train_characters(["ab"]).tiktoken()
-
-
-def test_tiktoken_refuses_what_it_would_encode_otherwise():
-    def changed(**changes):
-        tokenizer = json.loads(own_bpe().to_json())
-        tokenizer["model"] |= changes.pop("model", {})
-        return Tokenizer.from_json(json.dumps(tokenizer | changes))
-
-    merges = json.loads(own_bpe().to_json())["model"]["merges"]
-    before = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    cases = {
-        "pre-tokenizer is not GPT-2's": {"pre_tokenizer": before},
-        "normalizer changes the text": {"normalizer": {"type": "Lowercase"}},
-        "BPE has dropout, prefixes or no merges": {"model": {"ignore_merges": True}},
-        "merges are not in the order of its ids": {"model": {"merges": merges[::-1]}},
-    }
-    for says, changes in cases.items():
-        with _raises(rf"^data.encoder is 'tiktoken', but this tokenizer's {says}; use 'tokenizers'$"):
-            changed(**changes).tiktoken()
 
 
 def test_special_tokens_come_after_the_others():

@@ -27,7 +27,8 @@ from gpt2_jax.data.rows import ALL, Rows
 from gpt2_jax.errors import InputError, check
 from gpt2_jax.image_language_model import ImageLanguageModel
 from gpt2_jax.multimodal import FIRST_ID
-from gpt2_jax.tokenizer import Tokenizer, train_bpe, train_characters
+from gpt2_jax.tokenizer import Tokenizer
+from gpt2_jax.tokenizer_training import train_bpe, train_characters
 
 Batch = dict[str, np.ndarray]
 KEY = "captions"  # what is held out of them is called so in metrics

@@ -33,8 +33,9 @@ from gpt2_jax.data.sources import Source, open_source
 from gpt2_jax.data.tokenize import SPLITS, Encoding, Task, encode_part
 from gpt2_jax.data.workers import pool
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, control_code, train_bpe, train_characters
+from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer, control_code
 from gpt2_jax.tokenizer_files import load
+from gpt2_jax.tokenizer_training import train_bpe, train_characters
 
 
 def prepare(

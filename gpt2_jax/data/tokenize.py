@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from gpt2_jax.data.documents import Document, Part
+from gpt2_jax.tiktoken_encoding import tiktoken_encoder
 from gpt2_jax.tokenizer import Tokenizer, pieces
 
 SPLITS = ("train", "validation")
@@ -111,7 +112,7 @@ class Encoding:
 def _encoder(tokenizer: str, encoder: str) -> tuple[Tokenizer, Callable[[list[str]], list[Sequence[int] | np.ndarray]]]:
     """The tokenizer, and what encodes a batch of texts by it."""
     loaded = Tokenizer.from_json(tokenizer)
-    return loaded, loaded.tiktoken() if encoder == "tiktoken" else loaded.encode_batch
+    return loaded, tiktoken_encoder(loaded) if encoder == "tiktoken" else loaded.encode_batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from gpt2_jax import GPT2, LanguageModel
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 CHARACTERS = "\n\t" + "".join(map(chr, range(32, 127))) + "ä中😀"
 

@@ -16,7 +16,7 @@ from gpt2_jax.analysis.attention_maps import (
     statistics_of_heads,
 )
 from gpt2_jax.layers import LayerNorm
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 from gpt2_jax.training.optimizer import make_schedule
 from gpt2_jax.training.options import OptimizerConfig
 from gpt2_jax.training.step import init_state, make_train_step

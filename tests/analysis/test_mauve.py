@@ -6,7 +6,7 @@ from gpt2_jax import InputError, LanguageModel
 from gpt2_jax.analysis.mauve import divergence_curve, features, frontier_integral, mauve
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from gpt2_jax.analysis import run_report, sweep
 from gpt2_jax.analysis.run_folder import RunFolder
 from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.data.prepare import prepare
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.step import init_state
 

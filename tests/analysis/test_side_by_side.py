@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 from gpt2_jax import GPT2, GPT2Config, InputError, LanguageModel
 from gpt2_jax.analysis.side_by_side import Completion, SideBySide, grid, read_settings, side_by_side
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 HOSTILE = (
     "a|b\\|c `x` ``| **b** _i_ <b onclick='x'>&amp;&\n    <script>alert(1)</script>\n\n# [l](u) ~~s~~ $m$ \\ 1.  end"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gpt2_jax import InputError
 from gpt2_jax.analysis.token_labels import drawable, label, labels, running_text, shortened, spaced, tokens_of
 from gpt2_jax.language_model import Generation
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 TOKENIZER = train_bpe(["to be or not to be"], 265)
 

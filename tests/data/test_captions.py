@@ -19,7 +19,7 @@ from gpt2_jax.errors import InputError
 from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.multimodal import FIRST_ID
 from gpt2_jax.pixels import MOST_PIXELS, pixels_of
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 DIGITS = ImageConfig(source="digits", size=8, channels=1, patch_size=4, prefix_length=3)
 FOLDER = ImageConfig(source="folder", paths="images", size=8, patch_size=4)

@@ -16,7 +16,7 @@ from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.tokenize import Encoding
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 TOKENIZER = train_characters(["abcdefghijklmnopqrstuvwxyz 0123456789"])
 KEYED = {"control_codes": True, "control_key": "label", "control_names": "good, bad", "tokenizer": "characters"}

@@ -17,8 +17,8 @@ from gpt2_jax.data.rows import Rows
 from gpt2_jax.data.sources import open_source
 from gpt2_jax.data.stream import Stream
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import train_bpe
 from gpt2_jax.tokenizer_files import load
+from gpt2_jax.tokenizer_training import train_bpe
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning:datasets")
 

@@ -24,7 +24,7 @@ from gpt2_jax.data.manifest import locked
 from gpt2_jax.data.prepared import Prepared, load_prepared, sha256_of
 from gpt2_jax.data.tokenize import Division, document_hash
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 SHAKESPEARE = Path(__file__).parents[2] / "../shared/data/tinyshakespeare.txt"
 PARTS = 7  # of the poems

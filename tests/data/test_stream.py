@@ -14,7 +14,7 @@ from gpt2_jax.data.sources import Source
 from gpt2_jax.data.stream import HeldOut, Stream
 from gpt2_jax.data.tokenize import Encoding, document_hash
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz .:"
 TOKENIZER = train_characters([ALPHABET])

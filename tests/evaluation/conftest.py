@@ -7,7 +7,7 @@ import pytest
 from gpt2_jax import LanguageModel
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 TEXT = "the quick brown fox jumps over the lazy dog, and then it rains in spain again.\n"
 

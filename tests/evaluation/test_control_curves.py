@@ -14,7 +14,7 @@ from gpt2_jax.evaluation.outcome import Settings
 from gpt2_jax.evaluation.tasks import find
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 TOKENIZER = train_characters(["ab"]).with_special_tokens(["<|a|>", "<|b|>"])
 IDS = {name: TOKENIZER.encode(name, allow_special=True)[0] for name in ("a", "b", "<|a|>", "<|b|>", "<|endoftext|>")}

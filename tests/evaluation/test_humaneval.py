@@ -24,7 +24,7 @@ from gpt2_jax.evaluation.sandbox import Execution, Limits
 from gpt2_jax.generation.code import HUMANEVAL_STOPS
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 ADD = Problem(
     "Test/0", 'def add(x, y):\n    """Adds x and y."""\n', "    return x + y\n",

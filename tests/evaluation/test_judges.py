@@ -10,7 +10,7 @@ from gpt2_jax.evaluation.judges import NaiveBayes, by_domain_models
 from gpt2_jax.evaluation.scoring import score
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 
 def texts_of(letters, n=40):

@@ -11,7 +11,7 @@ from gpt2_jax.evaluation import lambada
 from gpt2_jax.evaluation.lambada import STOP_WORDS, WORD_TOKENS
 from gpt2_jax.evaluation.outcome import Settings
 from gpt2_jax.evaluation.scoring import encode_pair
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 REAL = Path(__file__).parents[2] / "../shared/data/eval/lambada_test.jsonl"
 TEXTS = [

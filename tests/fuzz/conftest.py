@@ -19,7 +19,7 @@ from gpt2_jax.data.options import DataConfig
 from gpt2_jax.data.prepare import prepare
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.step import init_state
 

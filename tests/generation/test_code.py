@@ -15,7 +15,7 @@ from gpt2_jax.generation import batches, code
 from gpt2_jax.generation.code import complete, cut_block, parses, sample, stops, validity_rate
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 FUNCTION = 'def add(x, y):\n    """Adds.\n\n    >>> add(1, 2)\n    3\n    """\n'
 

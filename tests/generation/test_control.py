@@ -11,7 +11,7 @@ from gpt2_jax.generation.options import parse
 from gpt2_jax.generation.request import make_request
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 GREEDY = {"temperature": 0, "eos_token_id": []}
 

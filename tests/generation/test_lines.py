@@ -11,7 +11,7 @@ from gpt2_jax.generation.lines import characters_of_line, line_length, line_tabl
 from gpt2_jax.generation.logits import LOWEST, History
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_bpe, train_characters
+from gpt2_jax.tokenizer_training import train_bpe, train_characters
 
 WORDS = "the rose is red é ü\nthe sea, the sea\n\nand 漢字 a rose\n"
 

@@ -9,7 +9,7 @@ from gpt2_jax import InputError, LanguageModel
 from gpt2_jax.generation.options import DEFAULTS, ELSEWHERE, parse
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 # Every name of GenerationConfig in transformers 4.57.6 and 5.23.
 TRANSFORMERS = """

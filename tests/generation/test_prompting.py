@@ -8,7 +8,7 @@ from gpt2_jax import FewShot, InputError, LanguageModel
 from gpt2_jax.generation.prompting import FilledPrompt
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 COUNTRIES = [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid")]
 CAPITALS = FewShot(instruction="Name the capital.", examples=COUNTRIES)

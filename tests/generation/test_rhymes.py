@@ -5,7 +5,7 @@ from gpt2_jax import InputError, LanguageModel
 from gpt2_jax.generation.rhymes import couplets, last_word, line_lengths, rhyme_bias, rhymed_share, rhyming, spelled
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 
 @pytest.mark.parametrize(

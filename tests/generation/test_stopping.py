@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from gpt2_jax import InputError
 from gpt2_jax.generation.stopping import START, cut, held_back, stop_table
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 TOKENIZER = train_bpe(["abab abcab ab\n\nab ü aab caab baba " * 20], 280)
 texts = st.text("abc \nü", max_size=30)

@@ -17,7 +17,7 @@ from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.pretrained import load_config
 from gpt2_jax.sharding import make_mesh, tree_shardings
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 from gpt2_jax.training.guard import GuardState
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
 from gpt2_jax.training.step import TrainState, make_train_step, sum_of_losses

@@ -15,7 +15,8 @@ from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.multimodal import completion
 from gpt2_jax.serving.models import Models
 from gpt2_jax.serving.stream import Cancelled
-from gpt2_jax.tokenizer import control_code, train_bpe, train_characters
+from gpt2_jax.tokenizer import control_code
+from gpt2_jax.tokenizer_training import train_bpe, train_characters
 
 TEXT = "def add(a, b):\n    return a + b\n\nfor i in range(10):\n    print(i)\nOnce upon a time there lived a fox.\n"
 

@@ -6,7 +6,7 @@ from gpt2_jax import InputError
 from gpt2_jax.page.parts import Shared
 from gpt2_jax.page.settings import SettingsPanel
 from gpt2_jax.page.write import PRESETS, job, read_seed
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 
 class Served:

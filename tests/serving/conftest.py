@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from gpt2_jax import GPT2, GPT2Config, LanguageModel
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 
 
 @pytest.fixture(scope="session")

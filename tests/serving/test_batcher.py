@@ -262,7 +262,7 @@ import atexit
 import jax
 from gpt2_jax import GPT2, GPT2Config, LanguageModel
 from gpt2_jax.serving.batcher import Batcher
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 atexit.register(lambda: print("still there" if batcher._thread.is_alive() else "at its end"))  # runs after later ones
 tokenizer = train_characters(["abc"])

@@ -20,7 +20,7 @@ from short_runs import use_devices
 from gpt2_jax import InputError
 from gpt2_jax.config import CheckpointConfig, Config, GuardConfig, MeshConfig, TrainingConfig
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 from gpt2_jax.training import checkpoint, loop, seal
 from gpt2_jax.training import run as parts
 from gpt2_jax.training import step as steps

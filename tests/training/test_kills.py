@@ -68,7 +68,7 @@ def everything(workdir):
 @pytest.mark.parametrize("road", ["prepared", "stream"])
 def test_a_run_that_is_killed_again_and_again(tmp_path, road):
     if road == "stream":
-        from gpt2_jax.tokenizer import train_characters
+        from gpt2_jax.tokenizer_training import train_characters
 
         (tmp_path / "tokenizer.json").write_text(train_characters([TEXT]).to_json())
     (tmp_path / "corpus").mkdir()

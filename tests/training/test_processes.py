@@ -21,7 +21,7 @@ from processes import join, run_together
 from short_runs import use_devices
 
 import gpt2_jax
-from gpt2_jax.tokenizer import train_characters
+from gpt2_jax.tokenizer_training import train_characters
 from gpt2_jax.training import loop
 
 DEVICES, STEPS = 8, 4

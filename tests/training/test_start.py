@@ -21,7 +21,7 @@ from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.model import GPT2, unstack
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import make_mesh
-from gpt2_jax.tokenizer import train_bpe, train_characters
+from gpt2_jax.tokenizer_training import train_bpe, train_characters
 from gpt2_jax.topology.process import config_of
 from gpt2_jax.training import loop
 from gpt2_jax.training.changes import differences

@@ -21,7 +21,7 @@ from gpt2_jax import InputError
 from gpt2_jax.data import reader
 from gpt2_jax.data.prepared import load_prepared
 from gpt2_jax.data.sources import Source
-from gpt2_jax.tokenizer import train_bpe
+from gpt2_jax.tokenizer_training import train_bpe
 from gpt2_jax.training import loop
 from gpt2_jax.training.checkpoint import Checkpoints
 

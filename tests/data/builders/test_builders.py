@@ -16,7 +16,8 @@ import zstandard
 from gpt2_jax.data import builders
 from gpt2_jax.data.builders import TokensConfig
 from gpt2_jax.errors import InputError
-from gpt2_jax.tokenizer import Tokenizer, train_bpe
+from gpt2_jax.tokenizer import Tokenizer
+from gpt2_jax.tokenizer_training import train_bpe
 
 # TFDS asks protobuf for what protobuf calls deprecated, and leaves files for the collector to close.
 pytestmark = [
