@@ -1,8 +1,6 @@
-"""What `gpt2_jax.load` opens and `gpt2_jax.save` writes: training runs, folders of GPT-2's files, the hub."""
+"""What `gpt2_jax.load` opens: training runs, folders of GPT-2's files, the hub."""
 
-import contextlib
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,9 @@ from gpt2_jax.image_options import ImageConfig
 from gpt2_jax.language_model import LanguageModel
 from gpt2_jax.model import GPT2, parameter_name
 from gpt2_jax.model_config import GPT2Config
-from gpt2_jax.multimodal import ImageGPT2, completion
+from gpt2_jax.multimodal import completion
 from gpt2_jax.resizing import resize
-from gpt2_jax.tensor_files import make_folder, writing
-from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2_jax.tokenizer import Tokenizer
 
 # Fields of GPT-2's config.json: those of GPT2Config that it has, too, in the order of the class.
 OWN_FIELDS = ("dtype", "attention", "remat", "scan_unroll", "vocab_multiple")
@@ -151,7 +148,7 @@ def _load_run(
         config = dataclasses.replace(config, dtype=dtype or config.dtype)
         own = Tokenizer.from_json(saved_tokenizer) if other_tokenizer is None else _tokenizer(other_tokenizer)
         if (with_adapters := adapters_of(groups)) is not None:
-            return speaking(_restore_adapted(checkpoints, step, with_adapters, config), own)
+            return speaking(restore_adapted(checkpoints, step, with_adapters, config), own)
         # This machine's first device holds it all, whatever mesh it was trained on.
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         complete = completion(image_of(groups))
@@ -193,8 +190,12 @@ def adapters_of(groups: dict[str, Any]) -> Config | None:
     return Config.from_dict(needed | {"lora": lora_options, "finetune": finetune})
 
 
-def _restore_adapted(checkpoints: Any, step: int, config: Config, sizes: GPT2Config) -> GPT2:
-    """The model of a checkpoint of adapters, attached, on this machine's first device."""
+def restore_adapted(checkpoints: Any, step: int, config: Config, sizes: GPT2Config) -> GPT2:
+    """The model of a checkpoint of adapters, attached, on this machine's first device; else as `adapted.restore`.
+
+    Raises:
+      InputError: as there, or numbers that are not finite.
+    """
     from gpt2_jax.config import MeshConfig
     from gpt2_jax.sharding import make_mesh
     from gpt2_jax.training import adapted
@@ -244,115 +245,3 @@ def fetch(name: str, revision: str | None) -> Path:
             f"{name!r} is no folder or file here and could not be fetched from the hub ({type(error).__name__}: "
             f"{reason}); check the id and the network, or give the workdir of a training run or a folder"
         ) from None
-
-
-def save(lm: LanguageModel, path: str | Path, format: weights.Format = "safetensors") -> Path:
-    """Writes a folder that Hugging Face opens as GPT-2: weights, `config.json`, `generation_config.json`, tokenizer.
-
-    Args:
-      lm: the model and its tokenizer.
-      path: the folder, made if absent; other files in it stay. Where both formats lie, `load` takes safetensors.
-      format: "safetensors" (`GPT2LMHeadModel` of transformers) or "flax" (`FlaxGPT2LMHeadModel`, until 4.57).
-
-    Returns:
-      The folder.
-
-    Raises:
-      InputError: an unknown format, a mix of models, or the folder cannot be written to.
-    """
-    if not isinstance(lm.model, GPT2):
-        raise InputError("a mix of models has no file format; save its models one by one")
-    if isinstance(lm.model, ImageGPT2):
-        raise InputError(
-            "a model that reads images has no file format of GPT-2's; keep its run, which is one, or write its GPT-2 "
-            "alone: gpt2_jax.save(lm.text_model(), path)"
-        )
-    folder = Path(path).expanduser()
-    make_folder(folder)
-    end = {"bos_token_id": lm.tokenizer.end_of_text, "eos_token_id": lm.tokenizer.end_of_text}
-    others = {
-        "config.json": _json(_config_json(lm)),
-        "generation_config.json": _json({"_from_model_config": True, **end}),
-        **_tokenizer_files(lm),
-    }
-    with contextlib.ExitStack() as files:
-        for name, content in others.items():
-            files.enter_context(writing(folder / name)).write(content.encode())
-        weights.save(lm.model, folder, format)  # and the others, all on disk by now, get their names right after it
-    return folder
-
-
-def save_adapter(run: str | Path, path: str | Path, *, step: int | str | None = None) -> Path:
-    """Writes the adapters of a training run (`lora.rank`) as PEFT's files, with the tokenizer.
-
-    `PeftModel.from_pretrained(base, path)` opens it; where the vocabulary has grown, after
-    `base.resize_token_embeddings(n)`.
-
-    Args:
-      run: its workdir.
-      path: the folder, made if absent.
-      step: which checkpoint, as in `load`.
-
-    Returns:
-      The folder.
-
-    Raises:
-      InputError: a run without adapters, or what `load` raises; a layer that is trained whole and has an adapter, for
-        which PEFT has no place; or the folder cannot be written to.
-    """
-    from gpt2_jax.training.checkpoint import Checkpoints  # see _load_run
-
-    with Checkpoints(Path(run).expanduser()) as checkpoints:
-        step = checkpoints.find(step)
-        groups, tokenizer = checkpoints.read_json(step)
-        if (config := adapters_of(groups)) is None:
-            raise InputError(f"{run} was trained without adapters (lora.rank is 0); write it as safetensors or flax")
-        model = _restore_adapted(checkpoints, step, config, config.model)
-    folder = Path(path).expanduser()
-    adapter_files.save(model, config.lora, folder, base=config.finetune.start)
-    for name, content in _tokenizer_files(LanguageModel(model, Tokenizer.from_json(tokenizer))).items():
-        with writing(folder / name) as stream:
-            stream.write(content.encode())
-    return folder
-
-
-def _config_json(lm: LanguageModel) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        **{name: getattr(lm.config, name) for name in FIELDS},
-        "n_ctx": lm.config.n_positions,
-        "bos_token_id": lm.tokenizer.end_of_text,
-        "eos_token_id": lm.tokenizer.end_of_text,
-        "dtype": "float32",
-        "use_cache": True,
-    }
-
-
-def _tokenizer_files(lm: LanguageModel) -> dict[str, str]:
-    """{name: text}: `tokenizer.json` and what tells transformers how to open it; GPT-2's two files for a BPE."""
-    text = lm.tokenizer.to_json()
-    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    bpe = lm.tokenizer.kind == "bpe"
-    settings = {
-        "tokenizer_class": "GPT2Tokenizer" if bpe else "PreTrainedTokenizerFast",
-        "model_max_length": lm.config.n_positions,
-        **({"add_prefix_space": False} if bpe else {}),
-        **special,
-    }
-    files = {
-        "tokenizer.json": text,
-        "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
-        "special_tokens_map.json": json.dumps(special, indent=2) + "\n",
-    }
-    if bpe:
-        content = json.loads(text)
-        vocab = content["model"]["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
-        files["vocab.json"] = json.dumps(vocab, ensure_ascii=False)
-        files["merges.txt"] = "\n".join(["#version: 0.2", *merges]) + "\n"
-    return files
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 import gpt2_jax
-from gpt2_jax.pretrained import save_adapter
+from gpt2_jax.exporting import save_adapter
 from gpt2_jax.weights import FILES
 
 INPUT = flags.DEFINE_string("input", None, "Training run, folder or file of GPT-2 weights, or hub id.")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mutations import accepted, damaged_bytes, damaged_json, fuzz
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.pretrained import _tokenizer_files
+from gpt2_jax.exporting import _tokenizer_files
 from gpt2_jax.tiktoken_encoding import tiktoken_encoder
 from gpt2_jax.tokenizer_files import load
 

@@ -14,9 +14,9 @@ from test_start import SIZES, TEXT, assert_same, lines, lm  # noqa: F401
 import gpt2_jax
 from gpt2_jax import InputError, lora
 from gpt2_jax.config import Config, MeshConfig
+from gpt2_jax.exporting import save_adapter
 from gpt2_jax.fingerprint import fingerprint
 from gpt2_jax.model import GPT2, parameter_names
-from gpt2_jax.pretrained import save_adapter
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh
 from gpt2_jax.training import loop
 from gpt2_jax.training.program import Program
