@@ -34,12 +34,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sizes", action="store_true", help="compare the four published sizes with FlaxGPT2, too")
 
 
-# Minutes of one worker each: the last of them is not to begin when the other worker has nothing left.
-LONG = ("test_kills.py", "test_long_runs.py", "test_launch.py", "test_tutorial.py")
+# A minute or more of one worker each, the longest first: none is to begin when the other worker has nothing left.
+LONG = (
+    *("test_stalls.py", "test_kills.py", "test_streamed_runs.py", "test_flaxgpt2.py", "test_scripts.py"),
+    *("test_meshes.py", "test_guard.py", "test_browser.py", "test_tutorial.py", "test_launch.py"),
+    *("test_optimizers.py", "test_processes.py", "test_long_runs.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 MAPPINGS = 20_000  # of memory, of the 65,530 that Linux allows a process

@@ -41,12 +41,13 @@ def command(tmp_path, pytestconfig):
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
-def start(command):
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+def start(command, **environment):
+    environment = ENVIRONMENT | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def run(command):
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+def run(command, **environment):
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT | environment)
 
 
 @pytest.mark.parametrize(
@@ -91,22 +92,23 @@ def wait_for_step(process, workdir, step):
 def test_ctrl_c_and_a_kill_cost_no_loss_that_is_not_repeated(command, tmp_path):
     """One run straight; one stopped by ctrl-C, then killed hard, then left to finish: the same losses to the bit."""
     straight = tmp_path / "straight"
-    assert run(command(f"--workdir={straight}")).returncode == 0
+    compiled_once = {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    assert run(command(f"--workdir={straight}"), **compiled_once).returncode == 0
 
     workdir = tmp_path / "run"
-    process = start(command())
+    process = start(command(), **compiled_once)
     wait_for_step(process, workdir, 40)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate()
     assert process.returncode == 130, errors
     assert "to go on, run the same command again" in output
 
-    process = start(command())
+    process = start(command(), **compiled_once)
     wait_for_step(process, workdir, 140)
     process.kill()
     process.communicate()
 
-    result = run(command())
+    result = run(command(), **compiled_once)
     assert result.returncode == 0 and "resumed from step " in result.stdout, result.stderr
     assert losses(workdir) == losses(straight)
 

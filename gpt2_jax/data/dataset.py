@@ -1,8 +1,7 @@
 """Prepared tokens to batches: `{"tokens": int32 [B, T+1], "mask": bool [B, T]}`, mask True where a prediction counts.
 
 Where documents are told apart, windows.py adds `segments` and `positions`, int32 [B, T]. Training order is a function
-of (seed, step), so a run resumes at any step at once and without a buffer to restore. TensorFlow is kept away from
-accelerators.
+of (seed, step), so a run resumes at any step at once and without a buffer to restore.
 """
 
 import bisect
@@ -12,17 +11,14 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import tensorflow as tf
 
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.prepared import Prepared
 from gpt2_jax.data.rows import ALL, Rows
 from gpt2_jax.data.stream import HeldOut, Stream
+from gpt2_jax.data.tensorflow import tf
 from gpt2_jax.data.windows import boundaries
 from gpt2_jax.errors import InputError
-
-tf.config.set_visible_devices([], "GPU")
-tf.config.set_visible_devices([], "TPU")
 
 PREFETCHED_CHUNKS = 4
 PREFETCHED_BATCHES = 4  # of a stream

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
-from clu.metric_writers import MetricWriter
 
 from gpt2_jax.errors import InputError
 from gpt2_jax.sharding import on_one_device
 from gpt2_jax.training.checkpoint import Checkpoints
 from gpt2_jax.training.guard import GuardState, rolled_back
+from gpt2_jax.training.metrics import MetricWriter
 from gpt2_jax.training.run import Run, check_finite
 from gpt2_jax.training.step import Batch, TrainState
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-from clu.metric_writers import MetricWriter
 from tqdm import tqdm
 
 from gpt2_jax.analysis import curves
@@ -205,7 +204,7 @@ def report(
     stopping: EarlyStopping,
     config: Config,
     meter: metrics.Meter,
-    writer: MetricWriter,
+    writer: metrics.MetricWriter,
     bar: tqdm,
 ) -> None:
     """Shows the metrics of a finished step, and writes those that are finite when a line is due.

@@ -15,15 +15,18 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow as tf
-from clu import metric_writers
 from jax.sharding import Mesh
 
 from gpt2_jax import json_files
 from gpt2_jax.config import Config
+from gpt2_jax.data.tensorflow import tf, without_keras
 from gpt2_jax.errors import one_line
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.flops import flops_per_token, peak_flops
+
+with without_keras():
+    from clu import metric_writers
+    from clu.metric_writers import MetricWriter
 
 FAILURES = (OSError, tf.errors.OpError)  # of writers
 MFU_FORMULA = (
@@ -32,7 +35,7 @@ MFU_FORMULA = (
 )
 
 
-class JsonlWriter(metric_writers.MetricWriter):
+class JsonlWriter(MetricWriter):
     """One JSON object a line with `step` and what was written: numbers as numbers, texts as strings.
 
     Opened at a step, it first drops the lines of later steps, which a resumed run is about to write again, and what is
@@ -89,9 +92,9 @@ class Tolerant:
       tell: is given a line when writing fails, and when it works again.
     """
 
-    def __init__(self, what: str, make: Callable[[], metric_writers.MetricWriter], tell: Callable[[str], None]):
+    def __init__(self, what: str, make: Callable[[], MetricWriter], tell: Callable[[str], None]):
         self._what, self._make, self._tell = what, make, tell
-        self._writer: metric_writers.MetricWriter | None = None
+        self._writer: MetricWriter | None = None
         self._failing = False
         self.flush()  # tells at once
 
@@ -120,7 +123,7 @@ class Tolerant:
 
 
 @contextlib.contextmanager
-def open_writer(workdir: Path, *, from_step: int, tell: Callable[[str], None]) -> Iterator[metric_writers.MetricWriter]:
+def open_writer(workdir: Path, *, from_step: int, tell: Callable[[str], None]) -> Iterator[MetricWriter]:
     """Writes to `<workdir>/tensorboard` and `<workdir>/metrics.jsonl`; on processes but the first, to nowhere.
 
     Args:

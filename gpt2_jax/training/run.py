@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from absl import logging
 from clu import parameter_overview
-from clu.metric_writers import MetricWriter
 from tqdm import tqdm
 
 from gpt2_jax import vision_files
@@ -147,7 +146,7 @@ class Run:
         saved = None if again else checkpoints.read_evaluations(step)
         return EarlyStopping.of(self.config.evaluation.patience, saved)
 
-    def validate(self, state: TrainState, writer: MetricWriter) -> float:
+    def validate(self, state: TrainState, writer: metrics.MetricWriter) -> float:
         """The mean loss over the validation windows in nats a token, written and shown with what follows from it.
 
         Of a mixture it is the mean over the windows of all sources; that of each source is written beside it. Where it
@@ -205,7 +204,7 @@ class Run:
             )
         return math.fsum(float(s["loss"]) for s in sums), count
 
-    def show_sample(self, state: TrainState, writer: MetricWriter) -> None:
+    def show_sample(self, state: TrainState, writer: metrics.MetricWriter) -> None:
         """Lets the model write, on the first process."""
         config = self.config
         if config.training.sample_tokens == 0:

@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gpt2_jax.config import DataConfig
 from gpt2_jax.data import dataset
-from gpt2_jax.data.dataset import evaluation_batches, open_split, tf, train_batches
+from gpt2_jax.data.dataset import evaluation_batches, open_split, train_batches
 from gpt2_jax.data.mixture import Mixture
 from gpt2_jax.data.prepare import prepare
 from gpt2_jax.data.rows import Rows
@@ -306,7 +306,3 @@ def test_prepared_text_comes_back(tmp_path):
     (batch,) = evaluation_batches(prepared, batch_size=1, sequence_length=1000)
     validation = text[int(len(text) * 0.95) :]
     assert prepared.tokenizer.decode(batch["tokens"][0][: len(validation)]) == validation
-
-
-def test_tensorflow_sees_no_accelerator():
-    assert {device.device_type for device in tf.config.get_visible_devices()} == {"CPU"}
