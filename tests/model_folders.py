@@ -14,7 +14,7 @@ from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tokenizer_training import train_characters
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.step import init_state
 
 TEXT = "the quick brown fox jumps over the lazy dog\n"
@@ -41,7 +41,7 @@ def make_run(folder):
     model = GPT2Config(vocab_size=len(tokenizer), n_positions=32, n_embd=16, n_layer=1, n_head=2, dtype="bfloat16")
     config = Config.from_dict({"model": dataclasses.asdict(model)})
     init = jax.jit(lambda seed: init_state(config.model, optax.identity(), seed), static_argnums=0)
-    with Checkpoints(folder, CheckpointConfig(keep=2)) as checkpoints:
+    with CheckpointWriter(folder, CheckpointConfig(keep=2)) as checkpoints:
         for step, loss in ((10, 1.0), (20, 2.0)):
             state = init(step)._replace(step=np.int32(step))
             checkpoints.save(state, config.to_dict(), tokenizer.to_json(), loss)

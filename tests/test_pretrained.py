@@ -13,7 +13,7 @@ from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.pretrained import load_config
 from gpt2_jax.tokenizer_training import train_bpe, train_characters
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.step import init_state
 
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(workdir, tmp_path):
     bad = jax.tree_util.tree_map_with_path(
         lambda path, x: x.at[0].set(np.nan) if "ln_f" in str(path) and "scale" in str(path) else x, state.model
     )
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as checkpoints:
         checkpoints.save(state._replace(model=bad), config.to_dict(), lm.tokenizer.to_json(), 1.0)
     with pytest.raises(InputError, match=r"step 0 in .* has numbers in ln_f\.scale that are not finite; no model comp"):
         gpt2_jax.load(tmp_path)

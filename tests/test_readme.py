@@ -14,7 +14,7 @@ from gpt2_jax import Config, GPT2Config, LanguageModel
 from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.generation.options import Options
 from gpt2_jax.tokenizer_training import train_bpe
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.step import init_state
 
 
@@ -30,7 +30,7 @@ def quickstart(tmp_path, monkeypatch):
     model = GPT2Config(vocab_size=len(tokenizer), n_positions=128, n_embd=16, n_layer=1, n_head=2)
     config = Config.from_dict({"model": dataclasses.asdict(model)})
     state = jax.jit(lambda: init_state(config.model, optax.identity(), 0))()
-    with Checkpoints(tmp_path / "runs" / "quickstart", CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(tmp_path / "runs" / "quickstart", CheckpointConfig()) as checkpoints:
         checkpoints.save(state, config.to_dict(), tokenizer.to_json(), 1.0)
         checkpoints.wait()
     monkeypatch.chdir(tmp_path)

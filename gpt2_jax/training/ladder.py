@@ -20,7 +20,7 @@ import numpy as np
 
 from gpt2_jax.errors import InputError
 from gpt2_jax.sharding import on_one_device
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.guard import GuardState, rolled_back
 from gpt2_jax.training.metrics import MetricWriter
 from gpt2_jax.training.run import Run, check_finite
@@ -49,7 +49,7 @@ class Ladder:
         skipped steps, which runs by the time that their metrics are known.
     """
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, workdir: Path, state: TrainState):
+    def __init__(self, run: Run, checkpoints: CheckpointWriter, workdir: Path, state: TrainState):
         self._run, self._checkpoints, self._workdir = run, checkpoints, workdir
         self._config = run.config.guard
         self._skipped: Done | None = None  # the last step that is known, if it was skipped

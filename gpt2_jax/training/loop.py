@@ -19,7 +19,7 @@ from gpt2_jax.sharding import global_batch
 from gpt2_jax.training import metrics, out_of_memory
 from gpt2_jax.training.accounting import Clock
 from gpt2_jax.training.alike import check_alike
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.early_stopping import EarlyStopping
 from gpt2_jax.training.interruption import SOURCE_GONE, Agreement, stop_signals
 from gpt2_jax.training.ladder import Done, Ladder
@@ -74,7 +74,7 @@ def run_steps(run: Run, workdir: Path, watchdog: Watchdog) -> Outcome:
     """The training loop proper; see `train`."""
     config = run.config
     with (
-        Checkpoints(workdir, config.checkpoint, run.tell) as checkpoints,
+        CheckpointWriter(workdir, config.checkpoint, run.tell) as checkpoints,
         stop_signals() as stop,
         Clock(run.tell) as clock,
         watchdog.over(clock),

@@ -28,6 +28,7 @@ from gpt2_jax.training import adapted, metrics
 from gpt2_jax.training.accounting import ALIVE
 from gpt2_jax.training.changes import differences
 from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.early_stopping import EarlyStopping
 from gpt2_jax.training.program import Program, eval_batch_size
 from gpt2_jax.training.selection import split
@@ -93,7 +94,7 @@ class Run:
             say=say,
         )
 
-    def first_state(self, checkpoints: Checkpoints) -> TrainState:
+    def first_state(self, checkpoints: CheckpointWriter) -> TrainState:
         """Where the parameters come from, in this order: 1. resume, 2. fine-tune a model, 3. start from scratch."""
         if not checkpoints.steps:
             return self.fresh_state()
@@ -228,7 +229,7 @@ class Run:
     def save(
         self,
         state: TrainState,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointWriter,
         val_loss: float | None,
         batches: Batches,
         stopping: EarlyStopping,

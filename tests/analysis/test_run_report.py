@@ -18,7 +18,7 @@ from gpt2_jax.analysis.run_folder import RunFolder
 from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.data.prepare import prepare
 from gpt2_jax.tokenizer_training import train_bpe
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.step import init_state
 
 TEXT = "the quick brown <b>fox</b> jumps over the lazy dog & sleeps\n"
@@ -46,7 +46,7 @@ def workdir(tokenizer, tmp_path_factory):
                  "tokenizer": str(folder.parent / "tokenizer.json")},
     })  # fmt: skip
     state = jax.jit(lambda: init_state(config.model, optax.identity(), 0))()
-    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(folder, CheckpointConfig()) as checkpoints:
         checkpoints.save(state._replace(step=state.step + 20), config.to_dict(), tokenizer.to_json(), 1.0)
         checkpoints.wait()
     (folder / "config.json").write_text(json.dumps(config.to_dict()))

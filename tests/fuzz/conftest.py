@@ -20,7 +20,7 @@ from gpt2_jax.data.prepare import prepare
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.tokenizer_training import train_bpe
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.step import init_state
 
 TIMES = int(os.environ.get("GPT2_JAX_FUZZ", "1"))
@@ -70,7 +70,7 @@ def workdir(small, tokenizer, tmp_path_factory):
     config = Config.from_dict({"model": dataclasses.asdict(small)})
     state = jax.jit(lambda: init_state(small, optax.identity(), 0))()
     stream = {"position": [[[0] * 6]] * 2, "fingerprints": {"a": "b"}}
-    with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(folder, CheckpointConfig()) as checkpoints:
         for step in (1, 2):
             at = state._replace(step=np.int32(step))
             checkpoints.save(at, config.to_dict(), tokenizer.to_json(), 2.0 - step / 2, stream)

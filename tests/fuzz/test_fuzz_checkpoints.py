@@ -1,5 +1,6 @@
 """Sealed checkpoints with bytes changed in any file: what is read is what was saved, or the file is named."""
 
+import functools
 import json
 import shutil
 
@@ -11,6 +12,7 @@ import gpt2_jax
 from gpt2_jax.config import CheckpointConfig
 from gpt2_jax.training import seal
 from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 
 ITEMS = ("model", "training", "config", "tokenizer", "stream")
 
@@ -111,8 +113,8 @@ def test_files_that_no_seal_knows(copy):
 def test_damaged_metrics_cost_the_word_best_alone(metrics, copy, caplog):
     (files_of(copy[0]) / "metrics" / "metrics").write_text(metrics)
     told = []
-    for config in (None, CheckpointConfig()):
-        with Checkpoints(copy[0], config) as checkpoints:
+    for opened in (Checkpoints, functools.partial(CheckpointWriter, config=CheckpointConfig())):
+        with opened(copy[0]) as checkpoints:
             assert checkpoints.find() == 2
             assert checkpoints.find("best", told.append) == 1
     assert "the metrics of step 2 in " in told[0] and told[0].endswith(" are damaged: it is not taken for the best")

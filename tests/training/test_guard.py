@@ -21,10 +21,11 @@ from gpt2_jax import InputError
 from gpt2_jax.config import CheckpointConfig, Config, GuardConfig, MeshConfig, TrainingConfig
 from gpt2_jax.sharding import global_batch, make_mesh, on_mesh
 from gpt2_jax.tokenizer_training import train_characters
-from gpt2_jax.training import checkpoint, loop, seal
+from gpt2_jax.training import checkpoint_writer, loop, seal
 from gpt2_jax.training import run as parts
 from gpt2_jax.training import step as steps
-from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.guard import GuardState, judge, rolled_back
 from gpt2_jax.training.program import Program
 from gpt2_jax.training.step import init_state
@@ -385,8 +386,8 @@ def test_a_validation_loss_that_is_not_finite_goes_back_too(tmp_path, train, mon
 
 def without_the_guard(patch, number):
     """Makes checkpoints such as they were in that format."""
-    plain = checkpoint._all_but_model
-    patch.setattr(checkpoint, "_all_but_model", lambda state: {k: v for k, v in plain(state).items() if k != "guard"})
+    plain = checkpoint_writer.all_but_model
+    patch.setattr(checkpoint_writer, "all_but_model", lambda s: {k: v for k, v in plain(s).items() if k != "guard"})
     patch.setattr(seal, "FORMAT", number)
 
 
@@ -403,13 +404,13 @@ def test_a_run_from_before_the_guard_goes_on(tmp_path, train, monkeypatch):
 @pytest.mark.parametrize("number", [0, 1])
 def test_checkpoints_of_older_formats(tmp_path, small, number, monkeypatch):
     state, shapes = small
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints, monkeypatch.context() as patch:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as checkpoints, monkeypatch.context() as patch:
         without_the_guard(patch, number)
         checkpoints.save(state._replace(step=jnp.full_like(state.step, 7)), {}, "", None)
         checkpoints.wait()
     if number == 0:
         (tmp_path / "checkpoints" / "7" / seal.MANIFEST).unlink()
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as checkpoints:
         restored = checkpoints.restore(checkpoints.find_to_go_on(print), shapes)
     equal(restored, state._replace(step=7, guard=GuardState.fresh(7)))  # from 7 it goes back no further than it must
 
@@ -419,12 +420,12 @@ def small(tiny):
     """(a state on one device without an optimizer, its shapes)."""
     config = dataclasses.replace(tiny, n_layer=1)
     state = jax.jit(functools.partial(init_state, config, optax.identity(), 0))()
-    return state, checkpoint.abstract_state(state, jax.tree.map(lambda x: x.sharding, state))
+    return state, abstract_state(state, jax.tree.map(lambda x: x.sharding, state))
 
 
 def test_which_checkpoint_is_gone_back_to(tmp_path, small):
     (state, _), told = small, []
-    with Checkpoints(tmp_path, CheckpointConfig(keep=9)) as checkpoints:
+    with CheckpointWriter(tmp_path, CheckpointConfig(keep=9)) as checkpoints:
         find = lambda newest, every: checkpoints.find_to_roll_back(newest, every, told.append)
         assert find(9, 4) is None
         for step in (4, 8, 9):

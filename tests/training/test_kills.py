@@ -117,6 +117,7 @@ def kill_at(event, count):
     from gpt2_jax.data import manifest
     from gpt2_jax.training import loop, metrics, run, seal
     from gpt2_jax.training.checkpoint import Checkpoints
+    from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 
     die = lambda: os.kill(os.getpid(), signal.SIGKILL)
     left = [count]
@@ -153,7 +154,7 @@ def kill_at(event, count):
     metrics.JsonlWriter._write = half_a_line
     before(manifest, "write_file", "tokens")
     before(loop, "global_batch", "step")
-    before(Checkpoints, "save", "save")
+    before(CheckpointWriter, "save", "save")
     before(seal, "seal", "sealing")
     after(seal, "seal", "sealed")
     plain = seal._flush_folder
@@ -161,14 +162,14 @@ def kill_at(event, count):
     before(run.Run, "validate", "validation")
     after(Checkpoints, "restore", "restore")
     before(loop.curves, "perplexity_curve", "plot")
-    save = Checkpoints.save
+    save = CheckpointWriter.save
 
     def save_and_perhaps_die(checkpoints, state, *rest):
         save(checkpoints, state, *rest)
         if int(state.step) == STEPS:
             happens("last save")
 
-    Checkpoints.save = save_and_perhaps_die
+    CheckpointWriter.save = save_and_perhaps_die
     delete_steps = deleter.StandardCheckpointDeleter.delete_steps
 
     def delete(self, steps):

@@ -18,7 +18,8 @@ from gpt2_jax.model import parameter_name, parameter_names
 from gpt2_jax.model_config import GPT2Config
 from gpt2_jax.sharding import make_mesh, tree_shardings
 from gpt2_jax.training.changes import differences
-from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
+from gpt2_jax.training.checkpoint import abstract_state
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.optimizer import MUON_RMS, decay_mask, make_optimizer
 from gpt2_jax.training.step import init_state
 
@@ -80,9 +81,9 @@ def test_eight_devices_give_the_losses_of_one_and_checkpoints_of_every_bit(tiny,
     np.testing.assert_allclose(eight, one, rtol=2e-4 if dtype == "bfloat16" else 1e-5)
 
     shapes = state_of(tiny, optimizer)
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as checkpoints:
         checkpoints.save(state, {}, "", None)
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as checkpoints:
         restored = checkpoints.restore(6, abstract_state(shapes, tree_shardings(shapes, mesh)))
     for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
         assert got.dtype == want.dtype and got.sharding == want.sharding

@@ -13,7 +13,8 @@ from gpt2_jax import InputError
 from gpt2_jax.config import CheckpointConfig, Config, FinetuneConfig, MeshConfig
 from gpt2_jax.model import model_of_shapes, num_parameters, parameter_name
 from gpt2_jax.sharding import make_mesh, tree_shardings
-from gpt2_jax.training.checkpoint import Checkpoints, abstract_state
+from gpt2_jax.training.checkpoint import abstract_state
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.flops import flops_per_token
 from gpt2_jax.training.optimizer import make_optimizer, make_schedule
 from gpt2_jax.training.selection import ALL, at_rates, join, split, trained_mask
@@ -177,7 +178,7 @@ def test_the_first_step_is_at_the_rates(small, batches, before):
 
 def test_a_checkpoint_has_moments_of_what_is_trained_alone(small, eight, tmp_path):
     mesh, state = make_mesh(MeshConfig(2, 2, 2)), eight[1]
-    with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+    with CheckpointWriter(tmp_path, CheckpointConfig()) as checkpoints:
         checkpoints.save(state, {}, "", None)
         checkpoints.wait()
         shapes = jax.eval_shape(functools.partial(init_state, small, make_optimizer(OPTIMIZER, 100), 0, LAYERED))

@@ -26,6 +26,7 @@ from gpt2_jax.topology.process import config_of
 from gpt2_jax.training import loop
 from gpt2_jax.training.changes import differences
 from gpt2_jax.training.checkpoint import Checkpoints
+from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.start import open_start
 from gpt2_jax.training.step import eval_step, init_state
 
@@ -129,7 +130,7 @@ def workdir(lm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = Config.from_dict({"model": dataclasses.asdict(lm.config) | {"vocab_multiple": 8}})
     state = jax.jit(lambda: init_state(config.model, optax.identity(), 0))()
-    with Checkpoints(folder, CheckpointConfig(keep=3)) as checkpoints:
+    with CheckpointWriter(folder, CheckpointConfig(keep=3)) as checkpoints:
         for step, loss in ((1, 1.0), (2, 2.0), (3, None)):
             model = jax.tree.map(lambda x, step=step: x + step, state.model)
             saved = state._replace(step=np.int32(step), model=model)
