@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, StrMethodFormatter
 
 from gpt2_jax import json_files
 from gpt2_jax.analysis.plots import COLOURS, Picture, image, logarithmic, plain
@@ -82,7 +82,8 @@ def perplexity_curve(metrics: Path, picture: Path) -> None:
             if name == "val_loss":
                 last = perplexities[-1]
                 axes.annotate(f"{last:.2f}", (steps[-1], last), xytext=(0, 8), textcoords="offset points", ha="right")
-    axes.set(xlabel="step", ylabel="perplexity per token", title=plain(metrics.absolute().parent.name))
+    axes.set(ylabel="perplexity per token", title=plain(metrics.absolute().parent.name))
+    _over_steps(axes)
     logarithmic(axes)
     axes.grid(alpha=0.3)
     if axes.lines:
@@ -119,7 +120,7 @@ def _draw(runs: Mapping[str, Mapping[str, Points]]) -> Picture:
         axes.set_title(title, loc="left", fontsize=11)
         axes.grid(alpha=0.3)
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel("step")
+        _over_steps(axes)
     logarithmic(perplexity)
     low, high = norm.dataLim.intervaly
     if 0 < low < high / WIDE:
@@ -129,6 +130,12 @@ def _draw(runs: Mapping[str, Mapping[str, Points]]) -> Picture:
     speed.set_ylim(bottom=0)
     _explain(legend, runs, f"its mean over the {window:,} steps around" if smoothed else "")
     return figure
+
+
+def _over_steps(axes: Axes) -> None:
+    """Makes the steps of a run the x axis: whole numbers, also where there are few."""
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _plot(axes: Axes, points: Points, colour: str, window: int, of: np.ufunc = np.positive) -> bool:

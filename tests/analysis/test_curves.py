@@ -58,6 +58,11 @@ def test_a_short_run_is_drawn_as_it_is(tmp_path):
     assert figure._repr_png_().startswith(b"\x89PNG")
 
 
+def test_steps_are_whole_numbers_also_where_there_are_few(tmp_path):
+    loss = panels(curves(run(tmp_path / "run", steps=2, every=1)))["loss, nats per token"]
+    assert len(loss.get_xticks()) >= 3 and all(tick == int(tick) for tick in loss.get_xticks())
+
+
 def test_means_are_said_and_are_those_of_the_steps_around(tmp_path):
     steps = 2 * SMOOTHED
     figure = curves([run(tmp_path / "a", steps), run(tmp_path / "b")])
