@@ -34,11 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--sizes", action="store_true", help="compare the four published sizes with FlaxGPT2, too")
 
 
-# A minute or more of one worker each, the longest first: none is to begin when the other worker has nothing left.
+# A minute or more of one worker each: none is to begin when the other worker has nothing left. Those that start several
+# processes come beside those that do not.
 LONG = (
-    *("test_stalls.py", "test_kills.py", "test_streamed_runs.py", "test_flaxgpt2.py", "test_scripts.py"),
-    *("test_meshes.py", "test_guard.py", "test_browser.py", "test_tutorial.py", "test_launch.py"),
-    *("test_optimizers.py", "test_processes.py", "test_long_runs.py"),
+    *("test_stalls.py", "test_flaxgpt2.py", "test_kills.py", "test_streamed_runs.py", "test_meshes.py"),
+    *("test_scripts.py", "test_guard.py", "test_browser.py", "test_launch.py", "test_tutorial.py"),
+    *("test_processes.py", "test_optimizers.py", "test_long_runs.py"),
 )
 
 
