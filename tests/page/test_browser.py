@@ -49,6 +49,13 @@ def go_to(page, tab):
     page.get_by_role("tab", name=tab).click()
 
 
+def fill(box, text):
+    """Types into a tab that may just have been opened: while Gradio makes it, its first value comes back."""
+    while box.input_value() != text:
+        box.fill(text)
+        box.page.wait_for_timeout(300)
+
+
 def slide(page, label, value):
     page.get_by_label(f"number input for {label}").first.fill(str(value))
     page.keyboard.press("Tab")
@@ -78,7 +85,7 @@ def test_what_a_model_writes_is_text_and_never_a_page(page):
     write(page, hostile)
     assert page.locator("#results .prompt").text_content() == hostile
     go_to(page, "Probabilities")
-    page.locator("#probabilities-text").get_by_label("Text").fill(hostile)
+    fill(page.locator("#probabilities-text").get_by_label("Text"), hostile)
     page.click("#show-probabilities")
     page.wait_for_function(
         "[...document.querySelectorAll('.token')].map(t => t.textContent).join('').includes('onerror')"
@@ -163,7 +170,7 @@ def test_a_page_that_is_closed_is_not_written_for(browser, address, endless):
 
 def test_a_token_is_clicked_and_shows_its_alternatives(page):
     go_to(page, "Probabilities")
-    page.locator("#probabilities-text").get_by_label("Text").fill("def add(a, b):\n    return a")
+    fill(page.locator("#probabilities-text").get_by_label("Text"), "def add(a, b):\n    return a")
     page.click("#show-probabilities")
     page.wait_for_function("document.querySelectorAll('.token').length > 5")
     tokens = page.locator(".token")
@@ -207,8 +214,8 @@ def test_attention(page):
 
 def test_compare(page, lms):
     go_to(page, "Compare")
-    page.locator("#compare-prompt textarea").fill("def ")
-    page.locator("#compare-seed input, #compare-seed textarea").fill("1")
+    fill(page.locator("#compare-prompt textarea"), "def ")
+    fill(page.locator("#compare-seed input, #compare-seed textarea"), "1")
     page.click("#compare")
     page.wait_for_selector("#compare-left .card:not(.growing)")
     page.wait_for_selector("#compare-right .card:not(.growing)")
