@@ -20,8 +20,11 @@ import jax
 import numpy as np
 import pytest
 
+import gpt2_jax
+from gpt2_jax import LanguageModel
 from gpt2_jax.model import GPT2
 from gpt2_jax.model_config import GPT2Config
+from gpt2_jax.tokenizer_training import train_bpe
 
 jax.config.update("jax_platforms", "cpu")
 _COMPILED = tempfile.TemporaryDirectory(prefix="gpt2_jax_tests_")
@@ -94,3 +97,34 @@ def tiny_model(tiny: GPT2Config) -> GPT2:
 def tokens(tiny: GPT2Config) -> np.ndarray:
     """int32 [2, 16]."""
     return np.random.default_rng(0).integers(0, tiny.vocab_size, (2, 16), np.int32)
+
+
+# model_folders.py imports Orbax, which takes seconds, and most tests do without.
+@pytest.fixture(scope="session")
+def small_lm() -> LanguageModel:
+    """One whose vocabulary is larger than its tokenizer."""
+    from model_folders import TEXT, make_lm
+
+    return make_lm(train_bpe([TEXT], 270))
+
+
+@pytest.fixture(scope="session")
+def saved_model(small_lm: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of its files, which stay as they are."""
+    return gpt2_jax.save(small_lm, tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def saved_copy(saved_model: Path, tmp_path: Path) -> Path:
+    """The same, to be changed."""
+    from model_folders import copy
+
+    return copy(saved_model, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def saved_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run with two checkpoints, which stays as it is."""
+    from model_folders import make_run
+
+    return make_run(tmp_path_factory.mktemp("run"))

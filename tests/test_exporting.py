@@ -5,13 +5,13 @@ import signal
 
 import numpy as np
 import pytest
-from model_folders import TEXT, assert_same_parameters, contents, copy, make_lm, make_run, python
+from model_folders import TEXT, assert_same_parameters, contents, make_lm, python
 
 import gpt2_jax
 from gpt2_jax import InputError, weights
 from gpt2_jax.pretrained import FIELDS
 from gpt2_jax.tokenizer import END_OF_TEXT, Tokenizer
-from gpt2_jax.tokenizer_training import train_bpe, train_characters
+from gpt2_jax.tokenizer_training import train_characters
 
 FILES = {
     "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -19,30 +19,10 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def lm():
-    return make_lm(train_bpe([TEXT], 270))
-
-
-@pytest.fixture(scope="module")
-def original(lm, tmp_path_factory):
-    return gpt2_jax.save(lm, tmp_path_factory.mktemp("original"))
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    return copy(original, tmp_path / "model")
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
-
-
 @pytest.mark.parametrize("tokenizer", ["bpe", "characters"])
 @pytest.mark.parametrize("format", weights.FILES)
-def test_a_folder_gives_the_model_and_saved_again_its_bytes(format, tokenizer, lm, tmp_path):
-    lm = lm if tokenizer == "bpe" else make_lm(train_characters([TEXT]))
+def test_a_folder_gives_the_model_and_saved_again_its_bytes(format, tokenizer, small_lm, tmp_path):
+    lm = small_lm if tokenizer == "bpe" else make_lm(train_characters([TEXT]))
     first = gpt2_jax.save(lm, tmp_path / "deep" / "first", format)
     loaded = gpt2_jax.load(first)
     assert_same_parameters(loaded, lm)
@@ -55,36 +35,36 @@ def test_a_folder_gives_the_model_and_saved_again_its_bytes(format, tokenizer, l
     assert_same_parameters(gpt2_jax.load(first / weights.FILES[format]), lm)
 
 
-def test_what_transformers_needs_is_in_the_json_files(lm, original):
-    read = {file.name: json.loads(file.read_text()) for file in original.glob("*.json")}
-    config, end = read["config.json"], lm.tokenizer.end_of_text
+def test_what_transformers_needs_is_in_the_json_files(small_lm, saved_model):
+    read = {file.name: json.loads(file.read_text()) for file in saved_model.glob("*.json")}
+    config, end = read["config.json"], small_lm.tokenizer.end_of_text
     assert config["model_type"] == "gpt2" and config["architectures"] == ["GPT2LMHeadModel"]
-    assert config["n_ctx"] == config["n_positions"] == 32 and config["vocab_size"] == lm.config.vocab_size
+    assert config["n_ctx"] == config["n_positions"] == 32 and config["vocab_size"] == small_lm.config.vocab_size
     for file in ("config.json", "generation_config.json"):
         assert read[file]["bos_token_id"] == read[file]["eos_token_id"] == end
     assert read["tokenizer_config.json"]["tokenizer_class"] == "GPT2Tokenizer"
     assert read["tokenizer_config.json"]["eos_token"] == END_OF_TEXT
-    assert sorted(read["vocab.json"].values()) == list(range(len(lm.tokenizer)))
+    assert sorted(read["vocab.json"].values()) == list(range(len(small_lm.tokenizer)))
 
 
-def test_gpt2_s_two_files_are_the_same_tokenizer(folder, lm):
-    (folder / "tokenizer.json").unlink()
-    own = gpt2_jax.load(folder).tokenizer
+def test_gpt2_s_two_files_are_the_same_tokenizer(saved_copy, small_lm):
+    (saved_copy / "tokenizer.json").unlink()
+    own = gpt2_jax.load(saved_copy).tokenizer
     for text in (TEXT, "unseen wörds", ""):
-        assert own.encode(text) == lm.tokenizer.encode(text)
-    assert own.end_of_text == lm.tokenizer.end_of_text and len(own) == len(lm.tokenizer)
+        assert own.encode(text) == small_lm.tokenizer.encode(text)
+    assert own.end_of_text == small_lm.tokenizer.end_of_text and len(own) == len(small_lm.tokenizer)
 
 
-def test_every_variant_survives_the_files(lm, tmp_path):
+def test_every_variant_survives_the_files(small_lm, tmp_path):
     variants = [
         {"n_inner": 24, "activation_function": "quick_gelu", "scale_attn_by_inverse_layer_idx": True, "n_layer": 2},
         {"scale_attn_weights": False, "reorder_and_upcast_attn": True, "layer_norm_epsilon": 1e-3},
         {"tie_word_embeddings": False, "resid_pdrop": 0.0, "embd_pdrop": 0.2, "attn_pdrop": 0.3},
     ]
     tokens = np.arange(12)[None]
-    plain = lm.model(tokens)
+    plain = small_lm.model(tokens)
     for i, changes in enumerate(variants):
-        want = make_lm(lm.tokenizer, **changes)
+        want = make_lm(small_lm.tokenizer, **changes)
         got = gpt2_jax.load(gpt2_jax.save(want, tmp_path / str(i), "flax"))
         assert got.config == want.config
         np.testing.assert_array_equal(got.model(tokens), want.model(tokens))
@@ -92,8 +72,8 @@ def test_every_variant_survives_the_files(lm, tmp_path):
     assert {name for changes in variants for name in changes} < set(FIELDS)
 
 
-def test_a_run_is_exported(workdir, tmp_path):
-    lm = gpt2_jax.load(workdir)
+def test_a_run_is_exported(saved_run, tmp_path):
+    lm = gpt2_jax.load(saved_run)
     assert_same_parameters(gpt2_jax.load(gpt2_jax.save(lm, tmp_path)), lm)
 
 
@@ -112,17 +92,17 @@ for size in (0, 2000, 1 << 14):
 """
 
 
-def test_a_full_disk_leaves_the_old_files(folder, lm):
-    gpt2_jax.save(lm, folder, "flax")
-    before = contents(folder)
-    done = python("-c", FULL_DISK, folder)
+def test_a_full_disk_leaves_the_old_files(saved_copy, small_lm):
+    gpt2_jax.save(small_lm, saved_copy, "flax")
+    before = contents(saved_copy)
+    done = python("-c", FULL_DISK, saved_copy)
     messages = done.stdout.splitlines()
     assert done.returncode == 0 and len(messages) == 6, done.stderr
     for message in messages:
-        assert message.startswith(f"could not write {folder}/") and message.endswith(
+        assert message.startswith(f"could not write {saved_copy}/") and message.endswith(
             ": File too large; make room, or give another folder"
         )
-    assert contents(folder) == before
+    assert contents(saved_copy) == before
 
 
 KILLED = """
@@ -144,59 +124,59 @@ gpt2_jax.save(lm, sys.argv[2])
 """
 
 
-def test_a_killed_export_is_refused_or_the_old_one_and_the_next_is_whole(original, lm, tmp_path):
+def test_a_killed_export_is_refused_or_the_old_one_and_the_next_is_whole(saved_model, small_lm, tmp_path):
     for names in (0, 1):  # of files, that were given before the kill
         folder = tmp_path / str(names)
-        assert python("-c", KILLED, original, folder, names).returncode == -signal.SIGKILL
+        assert python("-c", KILLED, saved_model, folder, names).returncode == -signal.SIGKILL
         with pytest.raises(InputError, match=r"has no model\.safetensors|come with|came with"):
             gpt2_jax.load(folder)
-        assert python("-c", KILLED, original, folder, 100).returncode == 0
-        assert contents(folder) == contents(original)
+        assert python("-c", KILLED, saved_model, folder, 100).returncode == 0
+        assert contents(folder) == contents(saved_model)
     other = gpt2_jax.save(make_lm(train_characters([TEXT])), tmp_path / "other")
     before = contents(other)
-    assert python("-c", KILLED, original, other, 0).returncode == -signal.SIGKILL
+    assert python("-c", KILLED, saved_model, other, 0).returncode == -signal.SIGKILL
     assert {name: data for name, data in contents(other).items() if not name.startswith(".")} == before
     gpt2_jax.load(other)
 
 
-def test_folders_that_cannot_be_written_to(lm, tmp_path):
+def test_folders_that_cannot_be_written_to(small_lm, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"could not make the folder .*file/a: Not a directory; give another"):
-        gpt2_jax.save(lm, tmp_path / "file" / "a")
+        gpt2_jax.save(small_lm, tmp_path / "file" / "a")
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(InputError, match=r"could not write .*model\.safetensors: Is a directory; make room, or give"):
-        gpt2_jax.save(lm, tmp_path)
+        gpt2_jax.save(small_lm, tmp_path)
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(InputError, match="format is 'torch'; it must be one of safetensors, flax"):
-        gpt2_jax.save(lm, tmp_path, "torch")
+        gpt2_jax.save(small_lm, tmp_path, "torch")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write and read everything")
-def test_without_permission(folder, lm):
-    folder.chmod(0o500)
+def test_without_permission(saved_copy, small_lm):
+    saved_copy.chmod(0o500)
     with pytest.raises(InputError, match=r"could not write .*: Permission denied; make room, or give another folder"):
-        gpt2_jax.save(lm, folder)
-    folder.chmod(0o700)
-    (folder / "model.safetensors").chmod(0)
+        gpt2_jax.save(small_lm, saved_copy)
+    saved_copy.chmod(0o700)
+    (saved_copy / "model.safetensors").chmod(0)
     with pytest.raises(InputError, match=r"model\.safetensors cannot be read \(Permission denied\)"):
-        gpt2_jax.load(folder)
+        gpt2_jax.load(saved_copy)
 
 
-def test_convert_script_both_ways(original, workdir, tmp_path, pytestconfig):
+def test_convert_script_both_ways(saved_model, saved_run, tmp_path, pytestconfig):
     script = pytestconfig.rootpath / "scripts" / "convert.py"
     flax, safe = tmp_path / "flax", tmp_path / "safe"
-    done = python(script, f"--input={original}", f"--output={flax}", "--format=flax")
+    done = python(script, f"--input={saved_model}", f"--output={flax}", "--format=flax")
     assert done.returncode == 0, done.stderr
     assert re.search(r"flax_model\.msgpack  [\d,]+ bytes\n", done.stdout)
     assert python(script, f"--input={flax}", f"--output={safe}").returncode == 0
-    assert contents(safe) == contents(original)
+    assert contents(safe) == contents(saved_model)
 
 
-def test_convert_script_takes_runs_and_explains_errors(workdir, tmp_path, pytestconfig):
+def test_convert_script_takes_runs_and_explains_errors(saved_run, tmp_path, pytestconfig):
     script = pytestconfig.rootpath / "scripts" / "convert.py"
-    done = python(script, f"--input={workdir}", f"--output={tmp_path / 'run'}", "--step=10", "--n_positions=8")
+    done = python(script, f"--input={saved_run}", f"--output={tmp_path / 'run'}", "--step=10", "--n_positions=8")
     assert done.returncode == 0, done.stderr
-    assert_same_parameters(gpt2_jax.load(tmp_path / "run"), gpt2_jax.load(workdir, step=10, n_positions=8))
+    assert_same_parameters(gpt2_jax.load(tmp_path / "run"), gpt2_jax.load(saved_run, step=10, n_positions=8))
     done = python(script, f"--input={tmp_path / 'run'}", f"--output={tmp_path / 'out'}", "--step=best")
     assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "out").exists()
     assert done.stderr.splitlines()[-1].startswith("error: step is 'best', but ") and "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from model_folders import TEXT, copy, make_lm, make_run, python
+from model_folders import TEXT, python
 
 import gpt2_jax
 from gpt2_jax import Config, InputError, weights
@@ -15,26 +15,6 @@ from gpt2_jax.pretrained import load_config
 from gpt2_jax.tokenizer_training import train_bpe, train_characters
 from gpt2_jax.training.checkpoint_writer import CheckpointWriter
 from gpt2_jax.training.step import init_state
-
-
-@pytest.fixture(scope="module")
-def lm():
-    return make_lm(train_bpe([TEXT], 270))
-
-
-@pytest.fixture(scope="module")
-def original(lm, tmp_path_factory):
-    return gpt2_jax.save(lm, tmp_path_factory.mktemp("original"))
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    return copy(original, tmp_path / "model")
-
-
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("run"))
 
 
 def change(folder, **fields):
@@ -75,83 +55,87 @@ def test_fields_left_out_are_gpt2_s_and_others_are_ignored(tmp_path):
         ({"n_layer": 2}, r"lacks 12 \(h\.1\.attn\.c_attn\.bias, .*\) for 2 layers; give the config.json it came with"),
     ],
 )
-def test_configs_that_are_refused(fields, message, folder):
-    change(folder, **fields)
+def test_configs_that_are_refused(fields, message, saved_copy):
+    change(saved_copy, **fields)
     with pytest.raises(InputError, match=message) as caught:
-        gpt2_jax.load(folder)
-    assert str(folder) in str(caught.value)
+        gpt2_jax.load(saved_copy)
+    assert str(saved_copy) in str(caught.value)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "[" * 100_000, "\udcff"])
-def test_config_json_must_be_there_and_json(text, folder):
-    file = folder / "config.json"
+def test_config_json_must_be_there_and_json(text, saved_copy):
+    file = saved_copy / "config.json"
     file.unlink()
     if text is not None:
         file.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(InputError, match=r"config\.json cannot be read .*; weights need the config\.json they came"):
-        gpt2_jax.load(folder)
+        gpt2_jax.load(saved_copy)
 
 
-def test_tokenizers_that_do_not_fit(folder, lm, tmp_path):
+def test_tokenizers_that_do_not_fit(saved_copy, small_lm, tmp_path):
     long = train_bpe([TEXT * 3, "many other words, so that there is more to merge, and more, and more"], 300)
-    with pytest.raises(InputError, match=rf"has {len(long)} entries and the model {lm.config.vocab_size}; give the"):
-        gpt2_jax.load(folder, tokenizer=long)
+    with pytest.raises(
+        InputError, match=rf"has {len(long)} entries and the model {small_lm.config.vocab_size}; give the"
+    ):
+        gpt2_jax.load(saved_copy, tokenizer=long)
     other = train_characters([TEXT]).save(tmp_path / "characters.json")
-    assert gpt2_jax.load(folder, tokenizer=other).tokenizer.kind == "characters"
-    (folder / "tokenizer.json").write_text('{"model": {}}')
+    assert gpt2_jax.load(saved_copy, tokenizer=other).tokenizer.kind == "characters"
+    (saved_copy / "tokenizer.json").write_text('{"model": {}}')
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer\.json"):
-        gpt2_jax.load(folder)
-    empty = json.loads(lm.tokenizer.to_json())
+        gpt2_jax.load(saved_copy)
+    empty = json.loads(small_lm.tokenizer.to_json())
     empty["model"] |= {"vocab": {}, "merges": []}
-    (folder / "tokenizer.json").write_text(json.dumps(empty))
-    with pytest.raises(InputError, match=rf"gives '<\|endoftext\|>' the id {lm.tokenizer.end_of_text}, and it would"):
-        gpt2_jax.load(folder)
+    (saved_copy / "tokenizer.json").write_text(json.dumps(empty))
+    with pytest.raises(
+        InputError, match=rf"gives '<\|endoftext\|>' the id {small_lm.tokenizer.end_of_text}, and it would"
+    ):
+        gpt2_jax.load(saved_copy)
     empty["added_tokens"][0]["id"] = 0
-    (folder / "tokenizer.json").write_text(json.dumps(empty))
+    (saved_copy / "tokenizer.json").write_text(json.dumps(empty))
     with pytest.raises(InputError, match=r"is empty: '<\|endoftext\|>' is its only entry"):
-        gpt2_jax.load(folder)
+        gpt2_jax.load(saved_copy)
     for name in ("tokenizer.json", "vocab.json"):
-        (folder / name).unlink()
+        (saved_copy / name).unlink()
     with pytest.raises(InputError, match=r"a tokenizer is a tokenizer\.json or a vocab\.json with a merges\.txt"):
-        gpt2_jax.load(folder)
-    assert len(gpt2_jax.load(folder, tokenizer=lm.tokenizer).tokenizer) == len(lm.tokenizer)
+        gpt2_jax.load(saved_copy)
+    assert len(gpt2_jax.load(saved_copy, tokenizer=small_lm.tokenizer).tokenizer) == len(small_lm.tokenizer)
 
 
-def test_ids_that_the_tokenizer_has_not_never_come(original):
-    lm = gpt2_jax.load(original)
+def test_ids_that_the_tokenizer_has_not_never_come(saved_model):
+    lm = gpt2_jax.load(saved_model)
     results = lm.generate("the ", max_new_tokens=27, temperature=50.0, num_return_sequences=20, eos_token_id=[])
     tokens = np.concatenate([result.tokens for result in results])
     assert tokens.max() < len(lm.tokenizer) < lm.config.vocab_size and len(np.unique(tokens)) > 100
 
 
-def test_a_shorter_context_on_loading(original, lm):
-    short = gpt2_jax.load(original, n_positions=8)
+def test_a_shorter_context_on_loading(saved_model, small_lm):
+    short = gpt2_jax.load(saved_model, n_positions=8)
     assert short.config.n_positions == 8 and short.model.wpe.embedding.shape[0] == 8
     tokens = np.arange(8)[None]
-    np.testing.assert_allclose(short.model(tokens), lm.model(tokens), atol=1e-5)
+    np.testing.assert_allclose(short.model(tokens), small_lm.model(tokens), atol=1e-5)
     with pytest.raises(InputError, match="n_positions is 64; the model has 32 positions and can only be cropped"):
-        gpt2_jax.load(original, n_positions=64)
+        gpt2_jax.load(saved_model, n_positions=64)
 
 
-def test_files_compute_in_float32_and_runs_as_they_were_trained(original, workdir):
-    assert gpt2_jax.load(original).config.dtype == "float32"
-    assert gpt2_jax.load(original, dtype="bfloat16").config.dtype == "bfloat16"
-    assert gpt2_jax.load(workdir).config.dtype == "bfloat16"
-    assert gpt2_jax.load(workdir, dtype="float32").config.dtype == "float32"
+def test_files_compute_in_float32_and_runs_as_they_were_trained(saved_model, saved_run):
+    assert gpt2_jax.load(saved_model).config.dtype == "float32"
+    assert gpt2_jax.load(saved_model, dtype="bfloat16").config.dtype == "bfloat16"
+    assert gpt2_jax.load(saved_run).config.dtype == "bfloat16"
+    assert gpt2_jax.load(saved_run, dtype="float32").config.dtype == "float32"
     with pytest.raises(InputError, match="dtype is 'float16'; it must be one of float32, bfloat16"):
-        gpt2_jax.load(original, dtype="float16")
+        gpt2_jax.load(saved_model, dtype="float16")
 
 
-def test_load_takes_the_latest_the_best_or_a_step(workdir):
-    lms = {step: gpt2_jax.load(workdir, step=step) for step in (None, "best", 10, 20)}
+def test_load_takes_the_latest_the_best_or_a_step(saved_run):
+    lms = {step: gpt2_jax.load(saved_run, step=step) for step in (None, "best", 10, 20)}
     wte = {step: np.asarray(lm.model.wte.embedding[...]) for step, lm in lms.items()}
     assert np.array_equal(wte[None], wte[20]) and np.array_equal(wte["best"], wte[10])
     assert not np.array_equal(wte[10], wte[20])
     assert lms[None].generate("the ", max_new_tokens=4).text.startswith("the ")
 
 
-def test_a_checkpoint_that_is_not_finite_is_refused_by_name(workdir, tmp_path):
-    lm = gpt2_jax.load(workdir)
+def test_a_checkpoint_that_is_not_finite_is_refused_by_name(saved_run, tmp_path):
+    lm = gpt2_jax.load(saved_run)
     config = Config.from_dict({"model": dataclasses.asdict(lm.config)})
     state = jax.jit(lambda: init_state(config.model, optax.identity(), 0))()
     bad = jax.tree_util.tree_map_with_path(
@@ -163,25 +147,25 @@ def test_a_checkpoint_that_is_not_finite_is_refused_by_name(workdir, tmp_path):
         gpt2_jax.load(tmp_path)
 
 
-def test_nothing_to_load(workdir, original, tmp_path):
+def test_nothing_to_load(saved_run, saved_model, tmp_path):
     with pytest.raises(InputError, match=r"there is no folder or file '.*missing'; give the workdir of a training run"):
         gpt2_jax.load(tmp_path / "missing")
     with pytest.raises(InputError, match=r"has no model\.safetensors and no flax_model\.msgpack; give a folder"):
         gpt2_jax.load(tmp_path)
     with pytest.raises(InputError, match="has no checkpoint 15; it has 10, 20"):
-        gpt2_jax.load(workdir, step=15)
+        gpt2_jax.load(saved_run, step=15)
     with pytest.raises(InputError, match=r"step is 10, but .* is no training run; only runs have steps"):
-        gpt2_jax.load(original, step=10)
+        gpt2_jax.load(saved_model, step=10)
     with pytest.raises(InputError, match=r"revision is 'main', but .* is a training run; only hub ids have revisions"):
-        gpt2_jax.load(workdir, revision="main")
+        gpt2_jax.load(saved_run, revision="main")
     with pytest.raises(InputError, match=r"revision is 'main', but .* is a path; only hub ids have revisions"):
-        gpt2_jax.load(original, revision="main")
+        gpt2_jax.load(saved_model, revision="main")
 
 
-def test_hub_ids_come_from_the_cache_without_network(lm, tmp_path):
+def test_hub_ids_come_from_the_cache_without_network(small_lm, tmp_path):
     for format in weights.FILES:
         repository = tmp_path / f"models--some--{format}"
-        gpt2_jax.save(lm, repository / "snapshots" / ("0" * 40), format)
+        gpt2_jax.save(small_lm, repository / "snapshots" / ("0" * 40), format)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text("0" * 40)
     code = (
@@ -192,7 +176,7 @@ def test_hub_ids_come_from_the_cache_without_network(lm, tmp_path):
         "try: gpt2_jax.load('some/other')\n"
         "except gpt2_jax.InputError as error: print(error)"
     )
-    wpe = np.asarray(lm.model.wpe.embedding[...]).tobytes().hex() + "\n"
+    wpe = np.asarray(small_lm.model.wpe.embedding[...]).tobytes().hex() + "\n"
     done = python("-c", code, input=3 * wpe, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(tmp_path))
     lines = done.stdout.splitlines()
     assert len(lines) == 4 and lines[:3] == ["True"] * 3, done.stderr
@@ -200,12 +184,12 @@ def test_hub_ids_come_from_the_cache_without_network(lm, tmp_path):
     assert lines[3].endswith("check the id and the network, or give the workdir of a training run or a folder")
 
 
-def test_loading_and_generating_import_no_tensorflow_nor_torch(original, workdir):
+def test_loading_and_generating_import_no_tensorflow_nor_torch(saved_model, saved_run):
     code = (
         "import sys, gpt2_jax; lm = gpt2_jax.load(sys.argv[1]); lm.generate('the', max_new_tokens=2);"
         "assert 'orbax.checkpoint' not in sys.modules; gpt2_jax.load(sys.argv[2]);"
         "bad = {'tensorflow', 'torch', 'transformers', 'clu', 'matplotlib', 'safetensors'} & set(sys.modules);"
         "assert not bad, bad"
     )
-    done = python("-c", code, original, workdir)
+    done = python("-c", code, saved_model, saved_run)
     assert done.returncode == 0, done.stderr
