@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.generation.chain import process, warp
+from gpt2_jax.generation import chain
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import LOWEST, History
 from gpt2_jax.generation.pausing import Pausing
@@ -49,12 +49,9 @@ class Beam:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """What the search obeys, all traced."""
+class Rules(chain.Rules):
+    """What the search obeys."""
 
-    sampling: Sampling
-    end_tokens: jax.Array  # int32 [E], -1 is none
-    limit: jax.Array  # int32 []: most new tokens
     length_penalty: jax.Array  # float32 []
     diversity_penalty: jax.Array  # float32 []
     early_stopping: jax.Array  # int32 []: a value of EARLY
@@ -208,7 +205,7 @@ def _extend(state: State, logits: jax.Array, rules: Rules, candidates: int) -> S
     """Every running text goes on with every token, logits [B * K, V]; the best go on running or have ended."""
     B, G, k = state.scores.shape
     log_p = jax.nn.log_softmax(logits)
-    log_p = process(log_p, rules.sampling, state.running, end_tokens=rules.end_tokens, limit=rules.limit)
+    log_p = chain.process(log_p, rules.sampling, state.running, end_tokens=rules.end_tokens, limit=rules.limit)
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.running.lengths[:: G * k])
     log_p = log_p.reshape(B, G, k, -1)
 
@@ -241,7 +238,7 @@ def _extend_group(
 ) -> dict[str, jax.Array]:
     """One group of each prompt: log-probabilities [B, k, V] of the next token -> the new fields [B, k, ...]."""
     B, k, V = log_p.shape
-    if_drawn = lambda: warp(log_p.reshape(B * k, V), rules.sampling, at_least=candidates).reshape(B, k, V)
+    if_drawn = lambda: chain.warp(log_p.reshape(B * k, V), rules.sampling, at_least=candidates).reshape(B, k, V)
     drawn = jnp.asarray(rules.sampling.temperature) > 0
     total = jax.lax.cond(drawn, if_drawn, lambda: log_p) + state.scores[:, g, :, None]
     total = jnp.maximum(total, LOWEST).reshape(B, -1)

@@ -4,6 +4,7 @@ The order is that of `transformers` (`GenerationMixin._get_logits_processor`, 4.
 rows, or each has a leading axis B: rows then obey their own, and a stage runs if it is on in any. Axes as in logits.py.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,6 +17,23 @@ from gpt2_jax.generation.filters import BLOCK
 from gpt2_jax.generation.lines import line_length
 from gpt2_jax.generation.logits import LOWEST, History
 from gpt2_jax.generation.sampling import Sampling
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What every way of writing obeys, all traced; each adds its own.
+
+    Attributes:
+      sampling: how a token is drawn.
+      end_tokens: int32 [E], the ids that end a row; -1 is none.
+      limit: int32 [], most new tokens a row.
+    """
+
+    sampling: Sampling
+    end_tokens: jax.Array
+    limit: jax.Array
+
 
 Stage = tuple[jax.Array | bool, Callable[[jax.Array], jax.Array]]  # whether it is on, and the transform
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt2_jax.errors import InputError
-from gpt2_jax.generation.chain import process
+from gpt2_jax.generation import chain
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import History
 from gpt2_jax.generation.pausing import Pausing
@@ -24,12 +24,9 @@ from gpt2_jax.model import GPT2
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """What the search obeys, all traced."""
+class Rules(chain.Rules):
+    """What the search obeys."""
 
-    sampling: Sampling
-    end_tokens: jax.Array  # int32 [E], -1 is none
-    limit: jax.Array  # int32 []: most new tokens
     alpha: jax.Array  # float32 []
 
 
@@ -132,7 +129,7 @@ def _advance(model: GPT2, state: State, rules: Rules, until: jax.Array, *, top_k
 
     def turn(state: State) -> State:
         logits = model.head(state.last)
-        logits = process(logits, rules.sampling, state.history, end_tokens=end_tokens, limit=rules.limit)
+        logits = chain.process(logits, rules.sampling, state.history, end_tokens=end_tokens, limit=rules.limit)
         probability, token = jax.lax.top_k(jax.nn.softmax(logits), top_k)  # [B, k]
         x, decoding = step(model, token.reshape(-1), state.decoding.reorder(state.origin))
         unit = _unit(x).reshape(B, top_k, -1)

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt2_jax.generation.chain import pick
+from gpt2_jax.generation import chain
 from gpt2_jax.generation.decoding import Decoding, last_state, prefill, step
 from gpt2_jax.generation.logits import History
-from gpt2_jax.generation.sampling import Sampling
 from gpt2_jax.generation.stopping import START
 from gpt2_jax.model import GPT2
 
@@ -26,20 +25,14 @@ RUNNING, AT_END_TOKEN, AT_STOP_STRING = 0, 1, 2
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rules:
-    """What the loop obeys, all traced: other values compile nothing anew, only other things that are None do.
+class Rules(chain.Rules):
+    """What the loop obeys: other values compile nothing anew, only other things that are None do.
 
     Attributes:
-      sampling: how a token is drawn.
-      end_tokens: int32 [E], the ids that end a row; -1 is none.
-      limit: int32 [], most new tokens a row.
       stop_table: int16 [states, V] of `stopping.stop_table`, or None.
       guidance_scale: float32 [], or None without negative prompts.
     """
 
-    sampling: Sampling
-    end_tokens: jax.Array
-    limit: jax.Array
     stop_table: jax.Array | None = None
     guidance_scale: jax.Array | None = None
 
@@ -192,7 +185,7 @@ def _add_token(model: GPT2, state: State, x: jax.Array, rules: Rules) -> State:
     if rules.guidance_scale is not None:
         logits = guide(own, all_logits[B:], rules.guidance_scale)
     keys = jax.vmap(jax.random.fold_in)(state.keys, texts.lengths)
-    token = pick(logits, rules.sampling, texts, keys, end_tokens=rules.end_tokens, limit=rules.limit)  # [B]
+    token = chain.pick(logits, rules.sampling, texts, keys, end_tokens=rules.end_tokens, limit=rules.limit)  # [B]
 
     running = state.ended == RUNNING
     place = texts.lengths - texts.prompt_lengths
